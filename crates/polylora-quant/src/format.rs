@@ -1,0 +1,368 @@
+//! The formats, one file each, and their table.
+//!
+//! Every quantized weight of ggml is `scale * code - min`, where the code fits in an `i8` and
+//! scale and min are shared by a group of weights. So a format states its block's layout and
+//! [`Format::decode`], which turns a block into [`Codes`]; [`Encode`] is the way back. Rows,
+//! sizes and tests follow from these.
+
+use crate::isa::{Isa, Simd};
+use crate::row;
+use std::fmt;
+use std::str::FromStr;
+use zerocopy::little_endian::U16;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+mod codebook;
+mod codes;
+mod columns;
+mod eight_groups;
+pub mod floats;
+mod search;
+mod short_block;
+mod superblock;
+
+/// The most weights in a block of any format.
+pub const MAX_BLOCK: usize = 256;
+/// The fewest weights that share a scale in any format.
+pub const MIN_GROUP: usize = 16;
+
+/// A decoded block: weight `i` is `scales[i / GROUP] * codes[i] - mins[i / GROUP]`, in single
+/// precision, in that order, which gives ggml's bits.
+///
+/// A format fills as much as its block holds; where it has no minimum, `mins` stays zero
+/// (`x - 0.0` is `x`, whatever `x`).
+#[derive(Clone, Debug)]
+#[repr(align(64))] // The codes are read a register at a time.
+pub struct Codes {
+    /// One code a weight.
+    pub codes: [i8; MAX_BLOCK],
+    /// One scale a group.
+    pub scales: [f32; MAX_BLOCK / MIN_GROUP],
+    /// One minimum a group.
+    pub mins: [f32; MAX_BLOCK / MIN_GROUP],
+}
+
+impl Codes {
+    /// All zero.
+    pub const ZERO: Codes = Codes {
+        codes: [0; MAX_BLOCK],
+        scales: [0.0; MAX_BLOCK / MIN_GROUP],
+        mins: [0.0; MAX_BLOCK / MIN_GROUP],
+    };
+}
+
+/// A block layout and its decoder.
+pub trait Format: 'static {
+    /// The block as it lies in a file: little-endian, no padding, any alignment.
+    type Block: FromBytes + IntoBytes + Immutable + KnownLayout + Unaligned;
+    /// Weights in a block.
+    const WEIGHTS: usize;
+    /// Weights that share a scale and a minimum.
+    const GROUP: usize;
+
+    /// Decodes any bytes: the codes and scales of garbage are garbage (perhaps NaN), never a panic.
+    fn decode(block: &Self::Block, out: &mut Codes);
+}
+
+/// A format that can be written.
+pub trait Encode: Format {
+    /// What it does with importance.
+    const IMPORTANCE: Importance;
+
+    /// Encodes `weights`, whole blocks; `importance`, where given, has one value a weight.
+    /// `out` has one block for every `WEIGHTS` weights.
+    ///
+    /// The same bytes as ggml's reference encoder: each sum is taken in its order, without fused
+    /// operations. Speed comes from sixteen blocks or sub-blocks side by side in [`Simd`]'s lanes.
+    fn encode<S: Simd>(
+        simd: S,
+        weights: &[f32],
+        importance: Option<&[f32]>,
+        out: &mut [Self::Block],
+    );
+}
+
+/// A format whose "block" is a single number.
+pub trait Float: 'static {
+    /// The number as it lies in a file.
+    type Bits: FromBytes + IntoBytes + Immutable + KnownLayout + Unaligned;
+
+    /// Exactly.
+    fn widen(bits: &[Self::Bits], out: &mut [f32]);
+    /// To the nearest, ties to even.
+    fn narrow(weights: &[f32], out: &mut [Self::Bits]);
+}
+
+/// What an encoder does with an importance matrix (one weight for each column).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Importance {
+    /// It makes no difference.
+    Ignored,
+    /// Used where there is one.
+    Used,
+}
+
+/// A number in IEEE half precision, as blocks hold it.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(transparent)]
+pub struct Half(U16);
+
+impl Half {
+    /// Exactly.
+    #[inline(always)]
+    pub fn get(self) -> f32 {
+        half::f16::from_bits(self.0.get()).to_f32()
+    }
+
+    /// To the nearest, ties to even.
+    #[inline(always)]
+    pub fn new(value: f32) -> Half {
+        Half(U16::new(half::f16::from_f32(value).to_bits()))
+    }
+}
+
+type DequantizeRow = fn(Isa, &[u8], &mut [f32]);
+type QuantizeRow = fn(Isa, &[f32], Option<&[f32]>, &mut [u8]);
+
+/// What the table knows of a type that holds weights.
+pub(crate) struct FormatInfo {
+    block_weights: usize,
+    block_bytes: usize,
+    pub(crate) dequantize: DequantizeRow,
+    pub(crate) changed_codes: fn(Isa, &[u8], &[u8]) -> usize,
+    pub(crate) encoder: Option<Encoder>,
+}
+
+pub(crate) struct Encoder {
+    pub(crate) importance: Importance,
+    pub(crate) quantize: QuantizeRow,
+}
+
+impl FormatInfo {
+    const fn decodes<F: Format>() -> FormatInfo {
+        FormatInfo {
+            block_weights: F::WEIGHTS,
+            block_bytes: size_of::<F::Block>(),
+            dequantize: row::dequantize_blocks::<F>,
+            changed_codes: row::changed_codes_of_blocks::<F>,
+            encoder: None,
+        }
+    }
+
+    const fn encodes<F: Encode>() -> FormatInfo {
+        let encoder = Encoder { importance: F::IMPORTANCE, quantize: row::quantize_blocks::<F> };
+        FormatInfo { encoder: Some(encoder), ..FormatInfo::decodes::<F>() }
+    }
+
+    const fn float<F: Float>() -> FormatInfo {
+        FormatInfo {
+            block_weights: 1,
+            block_bytes: size_of::<F::Bits>(),
+            dequantize: row::widen::<F>,
+            changed_codes: row::changed_numbers::<F>,
+            encoder: Some(Encoder { importance: Importance::Ignored, quantize: row::narrow::<F> }),
+        }
+    }
+}
+
+/// One row for each type: its ggml id, its name, and then, for the types of blocks, the file, the
+/// format in it and whether it also encodes; for numbers that are no weights, their size in bytes.
+macro_rules! formats {
+    (
+        floats { $($float_id:literal $float:ident;)* }
+        blocks { $($id:literal $name:ident $module:ident :: $format:ident $does:ident;)* }
+        plain { $($plain_id:literal $plain_name:ident $plain_bytes:literal;)* }
+        removed { $($removed_id:literal $removed_name:literal;)* }
+    ) => {
+        $(pub mod $module;)*
+
+        /// A tensor's type, by ggml's name and id.
+        #[allow(non_camel_case_types)] // The names are ggml's.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u32)]
+        pub enum GgmlType {
+            $(#[doc = "See [`floats`]."] $float = $float_id,)*
+            $(#[doc = concat!("See [`", stringify!($module), "`].")] $name = $id,)*
+            $(#[doc = concat!("Plain numbers of ", $plain_bytes, " bytes; copied, never decoded.")] $plain_name = $plain_id,)*
+        }
+
+        impl GgmlType {
+            /// Every type, in the table's order: first those that hold weights.
+            pub const ALL: &[GgmlType] = &[$(GgmlType::$float,)* $(GgmlType::$name,)* $(GgmlType::$plain_name,)*];
+
+            /// The type with this id in a file.
+            pub fn from_id(id: u32) -> Result<GgmlType, UnknownType> {
+                match id {
+                    $($float_id => Ok(GgmlType::$float),)*
+                    $($id => Ok(GgmlType::$name),)*
+                    $($plain_id => Ok(GgmlType::$plain_name),)*
+                    $($removed_id => Err(UnknownType::Removed { id, name: $removed_name }),)*
+                    _ => Err(UnknownType::Id(id)),
+                }
+            }
+
+            /// ggml's name for it, in capitals.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(GgmlType::$float => stringify!($float),)*
+                    $(GgmlType::$name => stringify!($name),)*
+                    $(GgmlType::$plain_name => stringify!($plain_name),)*
+                }
+            }
+
+            pub(crate) const fn info(self) -> Result<&'static FormatInfo, PlainNumbers> {
+                match self {
+                    $(GgmlType::$float => Ok(const { &FormatInfo::float::<floats::$float>() }),)*
+                    $(GgmlType::$name => Ok(const { &FormatInfo::$does::<$module::$format>() }),)*
+                    $(GgmlType::$plain_name => Err(PlainNumbers { bytes: $plain_bytes }),)*
+                }
+            }
+        }
+    };
+}
+
+pub(crate) struct PlainNumbers {
+    bytes: usize,
+}
+
+formats! {
+    floats {
+        0 F32;
+        1 F16;
+        30 BF16;
+    }
+    blocks {
+        2 Q4_0 q4_0::Q4_0 encodes;
+        3 Q4_1 q4_1::Q4_1 encodes;
+        6 Q5_0 q5_0::Q5_0 encodes;
+        7 Q5_1 q5_1::Q5_1 encodes;
+        8 Q8_0 q8_0::Q8_0 encodes;
+        9 Q8_1 q8_1::Q8_1 encodes;
+        10 Q2_K q2_k::Q2K encodes;
+        11 Q3_K q3_k::Q3K encodes;
+        12 Q4_K q4_k::Q4K encodes;
+        13 Q5_K q5_k::Q5K encodes;
+        14 Q6_K q6_k::Q6K encodes;
+        15 Q8_K q8_k::Q8K encodes;
+        16 IQ2_XXS iq2_xxs::IQ2XXS decodes;
+        17 IQ2_XS iq2_xs::IQ2XS decodes;
+        18 IQ3_XXS iq3_xxs::IQ3XXS decodes;
+        19 IQ1_S iq1_s::IQ1S decodes;
+        20 IQ4_NL iq4_nl::IQ4NL decodes;
+        21 IQ3_S iq3_s::IQ3S decodes;
+        22 IQ2_S iq2_s::IQ2S decodes;
+        23 IQ4_XS iq4_xs::IQ4XS decodes;
+        29 IQ1_M iq1_m::IQ1M decodes;
+        34 TQ1_0 tq1_0::TQ1_0 decodes;
+        35 TQ2_0 tq2_0::TQ2_0 decodes;
+        39 MXFP4 mxfp4::MXFP4 decodes;
+        40 NVFP4 nvfp4::NVFP4 decodes;
+        41 Q1_0 q1_0::Q1_0 decodes;
+        42 Q2_0 q2_0::Q2_0 decodes;
+    }
+    plain {
+        24 I8 1;
+        25 I16 2;
+        26 I32 4;
+        27 I64 8;
+        28 F64 8;
+    }
+    removed {
+        4 "Q4_2";
+        5 "Q4_3";
+        31 "Q4_0_4_4";
+        32 "Q4_0_4_8";
+        33 "Q4_0_8_8";
+        36 "IQ4_NL_4_4";
+        37 "IQ4_NL_4_8";
+        38 "IQ4_NL_8_8";
+    }
+}
+
+impl GgmlType {
+    /// Its id in a file.
+    pub const fn id(self) -> u32 {
+        self as u32
+    }
+
+    /// Weights in a block.
+    pub const fn block_weights(self) -> usize {
+        match self.info() {
+            Ok(info) => info.block_weights,
+            Err(_) => 1,
+        }
+    }
+
+    /// Bytes of a block.
+    pub const fn block_bytes(self) -> usize {
+        match self.info() {
+            Ok(info) => info.block_bytes,
+            Err(plain) => plain.bytes,
+        }
+    }
+
+    /// Bytes of `weights` weights; `None` where they are not whole blocks or do not fit a `usize`.
+    pub const fn row_bytes(self, weights: usize) -> Option<usize> {
+        if !weights.is_multiple_of(self.block_weights()) {
+            return None;
+        }
+        (weights / self.block_weights()).checked_mul(self.block_bytes())
+    }
+
+    /// Bits a weight takes, scales included.
+    pub fn bits_per_weight(self) -> f64 {
+        8.0 * self.block_bytes() as f64 / self.block_weights() as f64
+    }
+
+    /// Whether it holds weights: [`crate::dequantize`] takes it.
+    pub const fn decodes(self) -> bool {
+        self.info().is_ok()
+    }
+
+    /// Whether and how it can be written: [`crate::quantize`] takes it where this is `Some`.
+    pub const fn encodes(self) -> Option<Importance> {
+        match self.info() {
+            Ok(FormatInfo { encoder: Some(encoder), .. }) => Some(encoder.importance),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for GgmlType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for GgmlType {
+    type Err = UnknownType;
+
+    /// By name, whatever the case.
+    fn from_str(name: &str) -> Result<GgmlType, UnknownType> {
+        let found = GgmlType::ALL.iter().find(|ty| ty.name().eq_ignore_ascii_case(name));
+        found.copied().ok_or_else(|| UnknownType::Name(name.to_owned()))
+    }
+}
+
+/// No such type.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnknownType {
+    /// The id was in use once.
+    #[error("tensor type {id} ({name}) was removed from ggml: make the file anew from its source")]
+    Removed {
+        /// The id in the file.
+        id: u32,
+        /// The type's former name.
+        name: &'static str,
+    },
+    /// The id is of the future, or garbage.
+    #[error("tensor type {0} is unknown: the file is damaged, or newer than this program")]
+    Id(u32),
+    /// No type has the name.
+    #[error("no tensor type is named {0:?}; known are {known}", known = names())]
+    Name(String),
+}
+
+fn names() -> String {
+    GgmlType::ALL.iter().map(|ty| ty.name().to_ascii_lowercase()).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,53 @@
+//! IQ3_XXS: runs of four weights from a grid of 256 magnitudes, with 7 bits of signs for two runs;
+//! each group of 32 has a scale.
+//!
+//! ```text
+//! byte  0   2                 66                                         98
+//!       | d | qs[0] .. qs[63] | signs_and_scale[0] .. signs_and_scale[7] |
+//!
+//! d: half    qs: u8, the index of a run    signs_and_scale: u32, one a group
+//! signs_and_scale, bit  0       7       14      21      28
+//!                       | signs | signs | signs | signs | scale |
+//!
+//! the eighth sign of eight weights makes the negative codes even in number
+//! weight = d * (0.5 + scale) * 0.5 * ±grid[index]
+//! ```
+
+use super::codebook::{IQ3_XXS, even_signs, signed};
+use super::{Codes, Format, Half};
+use zerocopy::little_endian::U32;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// The format.
+pub enum IQ3XXS {}
+
+/// See the picture above.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Block {
+    d: Half,
+    qs: [u8; 64],
+    signs_and_scale: [U32; 8],
+}
+
+impl Format for IQ3XXS {
+    type Block = Block;
+    const WEIGHTS: usize = 256;
+    const GROUP: usize = 32;
+
+    #[inline(always)]
+    fn decode(block: &Block, out: &mut Codes) {
+        let d = block.d.get();
+        let (qs, _) = block.qs.as_chunks::<8>();
+        let (groups, _) = out.codes.as_chunks_mut::<32>();
+        for (g, (codes, qs)) in groups.iter_mut().zip(qs).enumerate() {
+            let signs = block.signs_and_scale[g].get();
+            out.scales[g] = d * (0.5 + (signs >> 28) as f32) * 0.5;
+            let (runs, _) = codes.as_chunks_mut::<4>();
+            for (r, (run, &index)) in runs.iter_mut().zip(qs).enumerate() {
+                let signs = even_signs(signs >> (7 * (r / 2)));
+                *run = signed(IQ3_XXS[usize::from(index)], signs >> (4 * (r % 2)));
+            }
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! MXFP4: 32 weights of four bits, E2M1, with a power of two as their scale (OCP Microscaling
+//! Formats 1.0).
+//!
+//! ```text
+//! byte  0   1                 17
+//!       | e | qs[0] .. qs[15] |      qs[i]: weight i low, weight i + 16 high
+//! weight = 2^(e - 128) * code[q]     the codes are E2M1 doubled: hence 128, not E8M0's 127
+//! ```
+
+use super::codebook::{FP4, look_up};
+use super::{Codes, Format};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// The format.
+pub enum MXFP4 {}
+
+/// See the picture above.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Block {
+    e: u8,
+    qs: [u8; 16],
+}
+
+impl Format for MXFP4 {
+    type Block = Block;
+    const WEIGHTS: usize = 32;
+    const GROUP: usize = 32;
+
+    #[inline(always)]
+    fn decode(block: &Block, out: &mut Codes) {
+        out.scales[0] = power_of_two(block.e);
+        look_up(&FP4, &block.qs, &mut out.codes);
+    }
+}
+
+/// `2^(e - 128)`. E8M0 keeps 255 for NaN; ggml reads it as the next power, and so does this.
+#[inline(always)]
+fn power_of_two(e: u8) -> f32 {
+    match e {
+        0 | 1 => f32::from_bits(0x0020_0000 << e), // 2^-128 and 2^-127 are subnormal.
+        _ => f32::from_bits(u32::from(e - 1) << 23),
+    }
+}

@@ -1,0 +1,36 @@
+//! Q1_0: 128 weights of one bit, one scale.
+//!
+//! ```text
+//! byte  0   2                 18
+//!       | d | qs[0] .. qs[15] |      d: half    qs[i]: weights 8i to 8i + 7, low first
+//! weight = d where the bit is set, else -d
+//! ```
+
+use super::{Codes, Format, Half};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// The format.
+pub enum Q1_0 {}
+
+/// See the picture above.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Block {
+    d: Half,
+    qs: [u8; 16],
+}
+
+impl Format for Q1_0 {
+    type Block = Block;
+    const WEIGHTS: usize = 128;
+    const GROUP: usize = 128;
+
+    #[inline(always)]
+    fn decode(block: &Block, out: &mut Codes) {
+        out.scales[0] = block.d.get();
+        let (runs, _) = out.codes.as_chunks_mut::<8>();
+        for (run, &byte) in runs.iter_mut().zip(&block.qs) {
+            *run = std::array::from_fn(|i| 2 * (byte >> i & 1) as i8 - 1);
+        }
+    }
+}

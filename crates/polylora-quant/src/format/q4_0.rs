@@ -1,0 +1,56 @@
+//! Q4_0: 32 weights of four bits around zero, one scale.
+//!
+//! ```text
+//! byte  0   2                 18
+//!       | d | qs[0] .. qs[15] |      d: half    qs[i]: weight i low, weight i + 16 high
+//! weight = d * (q - 8)
+//! ```
+
+use super::short_block::{ShortBlock, WEIGHTS, encode_signed, low_bits};
+use super::{Codes, Encode, Format, Half, Importance};
+use crate::isa::Simd;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// The format.
+pub enum Q4_0 {}
+
+/// See the picture above.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Block {
+    d: Half,
+    qs: [u8; 16],
+}
+
+impl Format for Q4_0 {
+    type Block = Block;
+    const WEIGHTS: usize = WEIGHTS;
+    const GROUP: usize = WEIGHTS;
+
+    #[inline(always)]
+    fn decode(block: &Block, out: &mut Codes) {
+        out.scales[0] = block.d.get();
+        for (i, &byte) in block.qs.iter().enumerate() {
+            out.codes[i] = (byte & 15) as i8 - 8;
+            out.codes[i + 16] = (byte >> 4) as i8 - 8;
+        }
+    }
+}
+
+impl ShortBlock for Q4_0 {
+    const TOP: u8 = 15;
+
+    #[inline(always)]
+    fn block(scale: f32, _: f32, codes: &[u8; WEIGHTS]) -> Block {
+        Block { d: Half::new(scale), qs: low_bits(codes) }
+    }
+}
+
+impl Encode for Q4_0 {
+    const IMPORTANCE: Importance = Importance::Used;
+
+    #[inline(always)]
+    fn encode<S: Simd>(s: S, weights: &[f32], importance: Option<&[f32]>, out: &mut [Block]) {
+        encode_signed::<S, Q4_0>(s, weights, importance, out);
+    }
+}

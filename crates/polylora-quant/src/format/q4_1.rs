@@ -1,0 +1,58 @@
+//! Q4_1: 32 weights of four bits, one scale and the weight of code 0.
+//!
+//! ```text
+//! byte  0   2   4                 20
+//!       | d | m | qs[0] .. qs[15] |      d, m: half    qs[i]: weight i low, weight i + 16 high
+//! weight = d * q + m
+//! ```
+
+use super::short_block::{ShortBlock, WEIGHTS, encode_affine, low_bits};
+use super::{Codes, Encode, Format, Half, Importance};
+use crate::isa::Simd;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// The format.
+pub enum Q4_1 {}
+
+/// See the picture above.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Block {
+    d: Half,
+    m: Half,
+    qs: [u8; 16],
+}
+
+impl Format for Q4_1 {
+    type Block = Block;
+    const WEIGHTS: usize = WEIGHTS;
+    const GROUP: usize = WEIGHTS;
+
+    #[inline(always)]
+    fn decode(block: &Block, out: &mut Codes) {
+        out.scales[0] = block.d.get();
+        out.mins[0] = -block.m.get();
+        for (i, &byte) in block.qs.iter().enumerate() {
+            out.codes[i] = (byte & 15) as i8;
+            out.codes[i + 16] = (byte >> 4) as i8;
+        }
+    }
+}
+
+impl ShortBlock for Q4_1 {
+    const TOP: u8 = 15;
+
+    #[inline(always)]
+    fn block(scale: f32, low: f32, codes: &[u8; WEIGHTS]) -> Block {
+        Block { d: Half::new(scale), m: Half::new(low), qs: low_bits(codes) }
+    }
+}
+
+impl Encode for Q4_1 {
+    const IMPORTANCE: Importance = Importance::Used;
+
+    #[inline(always)]
+    fn encode<S: Simd>(s: S, weights: &[f32], importance: Option<&[f32]>, out: &mut [Block]) {
+        encode_affine::<S, Q4_1>(s, weights, importance, out);
+    }
+}

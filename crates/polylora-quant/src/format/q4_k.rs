@@ -1,0 +1,82 @@
+//! Q4_K: 256 weights of four bits; each group of 32 has a scale and a minimum of six bits.
+//!
+//! ```text
+//! byte  0        16                 144
+//!       | header | qs[0] .. qs[127] |      header: see `eight_groups`
+//!
+//! qs: 32 bytes for two groups, byte i: weight i of the first low, of the second high
+//! weight = d * scale * q - dmin * min
+//! ```
+
+use super::eight_groups::{self, Header};
+use super::search::Tries;
+use super::superblock::{self, Superblock};
+use super::{Codes, Encode, Format, Importance};
+use crate::isa::Simd;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// The format.
+pub enum Q4K {}
+
+/// See the picture above.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Block {
+    header: Header,
+    qs: [u8; 128],
+}
+
+impl Format for Q4K {
+    type Block = Block;
+    const WEIGHTS: usize = 256;
+    const GROUP: usize = 32;
+
+    #[inline(always)]
+    fn decode(block: &Block, out: &mut Codes) {
+        block.header.decode(out);
+        let (pairs, _) = out.codes.as_chunks_mut::<64>();
+        for (codes, qs) in pairs.iter_mut().zip(block.qs.as_chunks::<32>().0) {
+            for (i, &byte) in qs.iter().enumerate() {
+                codes[i] = (byte & 15) as i8;
+                codes[i + 32] = (byte >> 4) as i8;
+            }
+        }
+    }
+}
+
+impl Superblock<8> for Q4K {
+    const TRIES: Tries = Tries { top: 15.0, first: -1.0, step: 0.1, steps: 20, magnitudes: false };
+    const TOP: f32 = eight_groups::TOP;
+    const TEMPER: f32 = 2.0;
+    type Header = Header;
+
+    #[inline(always)]
+    fn header(d: f32, dmin: f32, scale: [u8; 8], min: [u8; 8]) -> Header {
+        Header::new(d, dmin, scale, min)
+    }
+
+    #[inline(always)]
+    fn group(header: &Header, g: usize) -> (f32, f32) {
+        header.group(g)
+    }
+
+    #[inline(always)]
+    fn block(header: Header, codes: &[u8; 256]) -> Block {
+        let mut qs = [0; 128];
+        for (qs, codes) in qs.chunks_exact_mut(32).zip(codes.as_chunks::<64>().0) {
+            for (i, byte) in qs.iter_mut().enumerate() {
+                *byte = codes[i] | codes[i + 32] << 4;
+            }
+        }
+        Block { header, qs }
+    }
+}
+
+impl Encode for Q4K {
+    const IMPORTANCE: Importance = Importance::Used;
+
+    #[inline(always)]
+    fn encode<S: Simd>(s: S, weights: &[f32], importance: Option<&[f32]>, out: &mut [Block]) {
+        superblock::encode::<S, Q4K, 8, 32>(s, weights, importance, out);
+    }
+}

@@ -1,0 +1,62 @@
+//! Q5_0: 32 weights of five bits around zero, one scale.
+//!
+//! ```text
+//! byte  0   2               6                 22
+//!       | d | qh[0] .. qh[3] | qs[0] .. qs[15] |      d: half
+//!
+//! qs[i]: low 4 bits of weight i low, of weight i + 16 high
+//! qh: bit i of the 32 is the high bit of weight i
+//! weight = d * (q - 16)
+//! ```
+
+use super::short_block::{
+    ShortBlock, WEIGHTS, encode_signed, fifth_bits, five_bits, low_bits,
+};
+use super::{Codes, Encode, Format, Half, Importance};
+use crate::isa::Simd;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// The format.
+pub enum Q5_0 {}
+
+/// See the picture above.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Block {
+    d: Half,
+    qh: [u8; 4],
+    qs: [u8; 16],
+}
+
+impl Format for Q5_0 {
+    type Block = Block;
+    const WEIGHTS: usize = WEIGHTS;
+    const GROUP: usize = WEIGHTS;
+
+    #[inline(always)]
+    fn decode(block: &Block, out: &mut Codes) {
+        out.scales[0] = block.d.get();
+        let codes = five_bits(&block.qs, block.qh);
+        for (out, code) in out.codes.iter_mut().zip(codes) {
+            *out = code as i8 - 16;
+        }
+    }
+}
+
+impl ShortBlock for Q5_0 {
+    const TOP: u8 = 31;
+
+    #[inline(always)]
+    fn block(scale: f32, _: f32, codes: &[u8; WEIGHTS]) -> Block {
+        Block { d: Half::new(scale), qh: fifth_bits(codes), qs: low_bits(codes) }
+    }
+}
+
+impl Encode for Q5_0 {
+    const IMPORTANCE: Importance = Importance::Used;
+
+    #[inline(always)]
+    fn encode<S: Simd>(s: S, weights: &[f32], importance: Option<&[f32]>, out: &mut [Block]) {
+        encode_signed::<S, Q5_0>(s, weights, importance, out);
+    }
+}

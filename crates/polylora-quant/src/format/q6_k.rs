@@ -1,0 +1,119 @@
+//! Q6_K: 256 weights of six bits around zero; each group of 16 has a scale of eight bits.
+//!
+//! ```text
+//! byte  0                 128             192                     208  210
+//!       | ql[0] .. ql[127] | qh[0] .. qh[63] | scales[0] .. scales[15] | d |      d: half
+//!
+//! A half of 128 weights has 64 bytes of ql and 32 of qh; for i in 0..32
+//!   ql[i]:      low 4 bits of weight i low, of weight i + 64 high
+//!   ql[i + 32]: low 4 bits of weight i + 32 low, of weight i + 96 high
+//!   qh[i]:      high 2 bits of weights i, i + 32, i + 64, i + 96, low first
+//! weight = d * scale * (q - 32)      scale: i8
+//! ```
+
+use super::columns::columns;
+use super::search::{TINY, signed_scale};
+use super::{Codes, Encode, Format, Half, Importance, codes};
+use crate::isa::{Lanes, Simd, nearest_int};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// The format.
+pub enum Q6K {}
+
+const GROUP: usize = 16;
+const GROUPS: usize = 16;
+
+/// See the picture above.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Block {
+    ql: [u8; 128],
+    qh: [u8; 64],
+    scales: [i8; GROUPS],
+    d: Half,
+}
+
+impl Format for Q6K {
+    type Block = Block;
+    const WEIGHTS: usize = 256;
+    const GROUP: usize = GROUP;
+
+    #[inline(always)]
+    fn decode(block: &Block, out: &mut Codes) {
+        let d = block.d.get();
+        for (out, &scale) in out.scales.iter_mut().zip(&block.scales) {
+            *out = d * f32::from(scale);
+        }
+        let halves = block.ql.as_chunks::<64>().0.iter().zip(block.qh.as_chunks::<32>().0);
+        for (codes, (ql, qh)) in out.codes.as_chunks_mut::<128>().0.iter_mut().zip(halves) {
+            for i in 0..32 {
+                codes[i] = (ql[i] & 15 | (qh[i] & 3) << 4) as i8 - 32;
+                codes[i + 32] = (ql[i + 32] & 15 | (qh[i] >> 2 & 3) << 4) as i8 - 32;
+                codes[i + 64] = (ql[i] >> 4 | (qh[i] >> 4 & 3) << 4) as i8 - 32;
+                codes[i + 96] = (ql[i + 32] >> 4 | qh[i] >> 6 << 4) as i8 - 32;
+            }
+        }
+    }
+}
+
+impl Block {
+    #[inline(always)]
+    fn new(d: Half, scales: [i8; GROUPS], codes: &[u8; 256]) -> Block {
+        let (mut ql, mut qh) = ([0; 128], [0; 64]);
+        let halves = ql.as_chunks_mut::<64>().0.iter_mut().zip(qh.as_chunks_mut::<32>().0);
+        for (codes, (ql, qh)) in codes.as_chunks::<128>().0.iter().zip(halves) {
+            for i in 0..32 {
+                let [a, b, c, d] = [codes[i], codes[i + 32], codes[i + 64], codes[i + 96]];
+                ql[i] = a & 15 | c << 4;
+                ql[i + 32] = b & 15 | d << 4;
+                qh[i] = a >> 4 | b >> 4 << 2 | c >> 4 << 4 | d >> 4 << 6;
+            }
+        }
+        Block { ql, qh, scales, d }
+    }
+}
+
+impl Encode for Q6K {
+    const IMPORTANCE: Importance = Importance::Used;
+
+    #[inline(always)]
+    fn encode<S: Simd>(s: S, weights: &[f32], importance: Option<&[f32]>, out: &mut [Block]) {
+        for (b, (x, out)) in weights.as_chunks::<256>().0.iter().zip(out).enumerate() {
+            let lanes = columns::<S, GROUP>(s, x);
+            let w = match importance {
+                Some(importance) => columns(s, &importance[b * 256..][..256]),
+                None => {
+                    let mut squares = lanes;
+                    for x in &mut squares {
+                        *x = *x * *x;
+                    }
+                    squares
+                }
+            };
+            let found = signed_scale(s, &lanes, &w, 32.0);
+            let (scale, inverse) = (found.scale.to_array(), found.inverse.to_array());
+
+            let largest = codes::farthest(s, &scale);
+            if largest.abs() < TINY {
+                *out = Block::new_zeroed();
+                continue;
+            }
+            let steps = -128.0 / largest;
+            let d = Half::new(1.0 / steps);
+            let scales = scale.map(|scale| nearest_int(steps * scale).min(127) as i8);
+
+            let mut codes = [0; 256];
+            let groups = x.as_chunks::<GROUP>().0.iter().zip(codes.as_chunks_mut::<GROUP>().0);
+            for (g, (x, codes)) in groups.enumerate() {
+                let scale = d.get() * f32::from(scales[g]);
+                if scale == 0.0 {
+                    // ggml leaves the codes as the search found them.
+                    codes::around(s, x, inverse[g], 32.0, codes);
+                } else {
+                    codes::around_over(s, x, scale, 32.0, codes);
+                }
+            }
+            *out = Block::new(d, scales, &codes);
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Q8_0: 32 weights of eight bits, one scale.
+//!
+//! ```text
+//! byte  0   2                 34
+//!       | d | qs[0] .. qs[31] |      d: half    qs[i]: i8
+//! weight = d * q
+//! ```
+
+use super::{Codes, Encode, Format, Half, Importance, codes};
+use crate::isa::Simd;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// The format.
+pub enum Q8_0 {}
+
+/// See the picture above.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Block {
+    d: Half,
+    qs: [i8; 32],
+}
+
+impl Format for Q8_0 {
+    type Block = Block;
+    const WEIGHTS: usize = 32;
+    const GROUP: usize = 32;
+
+    #[inline(always)]
+    fn decode(block: &Block, out: &mut Codes) {
+        out.scales[0] = block.d.get();
+        out.codes[..32].copy_from_slice(&block.qs);
+    }
+}
+
+/// The scale that makes the greatest magnitude 127, and the codes. Q8_1 has the same.
+#[inline(always)]
+pub(super) fn scale_and_codes<S: Simd>(s: S, x: &[f32; 32]) -> (f32, [i8; 32]) {
+    let scale = codes::magnitude(s, x) / 127.0;
+    let inverse = if scale != 0.0 { 1.0 / scale } else { 0.0 };
+    let mut codes = [0; 32];
+    codes::rounded(s, x, inverse, &mut codes);
+    (scale, codes.map(|code| code as i8))
+}
+
+impl Encode for Q8_0 {
+    const IMPORTANCE: Importance = Importance::Ignored;
+
+    #[inline(always)]
+    fn encode<S: Simd>(s: S, weights: &[f32], _: Option<&[f32]>, out: &mut [Block]) {
+        for (x, out) in weights.as_chunks::<32>().0.iter().zip(out) {
+            let (scale, qs) = scale_and_codes(s, x);
+            *out = Block { d: Half::new(scale), qs };
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! Q8_1: 32 weights of eight bits, one scale, and their sum. ggml keeps activations in it.
+//!
+//! ```text
+//! byte  0   2   4                 36
+//!       | d | s | qs[0] .. qs[31] |      d, s: half    qs[i]: i8
+//! weight = d * q      s = d * (qs[0] + .. + qs[31]), for products with a minimum
+//! ```
+
+use super::{Codes, Encode, Format, Half, Importance, q8_0};
+use crate::isa::Simd;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// The format.
+pub enum Q8_1 {}
+
+/// See the picture above.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Block {
+    d: Half,
+    s: Half,
+    qs: [i8; 32],
+}
+
+impl Format for Q8_1 {
+    type Block = Block;
+    const WEIGHTS: usize = 32;
+    const GROUP: usize = 32;
+
+    #[inline(always)]
+    fn decode(block: &Block, out: &mut Codes) {
+        out.scales[0] = block.d.get();
+        out.codes[..32].copy_from_slice(&block.qs);
+    }
+}
+
+impl Encode for Q8_1 {
+    const IMPORTANCE: Importance = Importance::Ignored;
+
+    #[inline(always)]
+    fn encode<S: Simd>(s: S, weights: &[f32], _: Option<&[f32]>, out: &mut [Block]) {
+        for (x, out) in weights.as_chunks::<32>().0.iter().zip(out) {
+            let (scale, qs) = q8_0::scale_and_codes(s, x);
+            let sum: i32 = qs.iter().map(|&q| i32::from(q)).sum();
+            *out = Block { d: Half::new(scale), s: Half::new(sum as f32 * scale), qs };
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! Instruction sets, chosen at run time.
+//!
+//! An instruction set is a zero-sized token that can be had only where the CPU has it
+//! (`new() -> Option<Self>` is the only door), so holding one is the proof that its
+//! instructions may run. Code is written once against [`Simd`] and compiled once for each row
+//! of `isas!`; [`Isa::run`] picks the copy.
+//!
+//! Every instruction set gives the same bits: the operations here are IEEE single precision,
+//! lane by lane, never fused, never reordered. A file merged on one machine is byte for byte the
+//! file merged on another.
+
+use std::ops::{Add, BitAnd, BitOr, Div, Mul, Not, Sub};
+use std::str::FromStr;
+use std::sync::OnceLock;
+
+/// Lanes in every vector, whatever the machine's registers hold: the sub-blocks of a K-quant
+/// come in sixteens or eights, and one width for all keeps one code for all.
+pub const LANES: usize = 16;
+
+/// 1.5 * 2^23: a sum with it has no room for a fraction, and its mantissa counts from 2^22.
+const NEAREST: f32 = 12_582_912.0;
+/// The bits of the mantissa, and what they hold in [`NEAREST`] itself.
+const MANTISSA: i32 = 0x007f_ffff;
+const MANTISSA_OF_NEAREST: i32 = 0x0040_0000;
+
+/// ggml's `nearest_int`: the nearest integer, ties to even, for `|x| <= 2^22`. What is out of
+/// this range gives some integer in it: 0 for NaN, the lowest for an infinity.
+#[inline(always)]
+pub fn nearest_int(x: f32) -> i32 {
+    ((x + NEAREST).to_bits() as i32 & MANTISSA) - MANTISSA_OF_NEAREST
+}
+
+/// Sixteen `f32` side by side; see [`Simd`].
+pub trait Lanes:
+    Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
+{
+    /// What a comparison of two vectors gives.
+    type Mask: Copy
+        + BitAnd<Output = Self::Mask>
+        + BitOr<Output = Self::Mask>
+        + Not<Output = Self::Mask>;
+
+    /// `self < other`, lane by lane; false where either is NaN.
+    fn lt(self, other: Self) -> Self::Mask;
+    /// `self <= other`, lane by lane; false where either is NaN.
+    fn le(self, other: Self) -> Self::Mask;
+    /// `self == other`, lane by lane; false where either is NaN.
+    fn eq(self, other: Self) -> Self::Mask;
+    /// Square root, correctly rounded.
+    fn sqrt(self) -> Self;
+    /// Magnitude: the sign bit cleared.
+    fn abs(self) -> Self;
+    /// Rounds toward zero, as a C cast to int does. For `|x| < 2^31`.
+    fn trunc(self) -> Self;
+    /// The lanes in order.
+    fn to_array(self) -> [f32; LANES];
+    /// The low byte of each lane as a C compiler for x86 casts it to int: toward zero, and
+    /// `i32::MIN` (so 0) for NaN and what an int cannot hold.
+    fn to_bytes(self) -> [u8; LANES];
+    /// The largest lane, by [`max`](Lanes::max) of the halves, then of the halves of that.
+    fn largest(self) -> f32;
+
+    /// `if self < other { self } else { other }`: C's idiom, `other` where either is NaN.
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        Self::select(self.lt(other), self, other)
+    }
+    /// `if self > other { self } else { other }`: C's idiom, `other` where either is NaN.
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        Self::select(other.lt(self), self, other)
+    }
+    /// `yes` where the mask is set, `no` elsewhere.
+    fn select(mask: Self::Mask, yes: Self, no: Self) -> Self;
+    /// The mask as bits, lane 0 lowest.
+    fn bits(mask: Self::Mask) -> u16;
+    /// Whether the mask is set in any lane.
+    #[inline(always)]
+    fn any(mask: Self::Mask) -> bool {
+        Self::bits(mask) != 0
+    }
+}
+
+/// A token for one instruction set: its vectors of sixteen `f32`.
+pub trait Simd: Copy {
+    /// Sixteen `f32`.
+    type F32: Lanes;
+    /// Whether there are registers enough to work on two vectors side by side, each with its own
+    /// sums, so that one goes on where the other waits.
+    const ROOMY: bool = false;
+    /// Whether [`nearest_code`](Simd::nearest_code) is faster than rounding and two bounds.
+    const LOOKS_UP: bool = false;
+
+    /// The same value in every lane.
+    fn splat(self, value: f32) -> Self::F32;
+    /// The lanes from memory.
+    fn load(self, lanes: &[f32; LANES]) -> Self::F32;
+
+    /// Rows to columns: lane `k` of `out[i]` is lane `i` of `rows[k]`.
+    fn transpose(self, rows: [Self::F32; LANES]) -> [Self::F32; LANES];
+
+    /// Rounds to the nearest integer, ties to even: adding 1.5 * 2^23 pushes the fraction out of
+    /// the mantissa. For `|x| <= 2^22`.
+    #[inline(always)]
+    fn nearest(self, x: Self::F32) -> Self::F32 {
+        let shift = self.splat(NEAREST);
+        (x + shift) - shift
+    }
+    /// [`nearest`](Simd::nearest), kept in `0..=top`; 0 for NaN. For `x <= 30`: that is where the
+    /// tables of those CPUs end that look it up.
+    #[inline(always)]
+    fn nearest_code(self, x: Self::F32, top: f32) -> Self::F32 {
+        self.nearest(x).max(self.splat(0.0)).min(self.splat(top))
+    }
+    /// As [`nearest`](Simd::nearest), but for what is out of its range, infinite or NaN what
+    /// ggml's `nearest_int` gives: see [`nearest_int`].
+    fn nearest_int(self, x: Self::F32) -> Self::F32;
+}
+
+/// Code that is compiled for every instruction set: a closure that is generic over [`Simd`].
+pub trait Kernel {
+    /// What it returns.
+    type Output;
+    /// The code; mark it and what it calls `#[inline(always)]`, or it is compiled for the
+    /// baseline CPU instead.
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// One row for each instruction set, the most capable last: `file::Token, name`.
+macro_rules! isas {
+    ($($(#[$attr:meta])* $module:ident :: $token:ident, $name:literal;)*) => {
+        $($(#[$attr])* mod $module;)*
+
+        /// An instruction set that this CPU has.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub struct Isa(Choice);
+
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        enum Choice {
+            $($(#[$attr])* $token($module::$token),)*
+        }
+
+        impl Isa {
+            /// All that this CPU has, the most capable last. Never empty.
+            pub fn available() -> Vec<Isa> {
+                let mut all = Vec::new();
+                $($(#[$attr])* if let Some(token) = $module::$token::new() {
+                    all.push(Isa(Choice::$token(token)));
+                })*
+                all
+            }
+
+            /// Its name, as `POLYLORA_ISA` takes it.
+            pub fn name(self) -> &'static str {
+                match self.0 { $($(#[$attr])* Choice::$token(_) => $name,)* }
+            }
+
+            /// Runs the copy of `kernel` that was compiled for this instruction set.
+            #[inline]
+            pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
+                match self.0 { $($(#[$attr])* Choice::$token(token) => token.run(kernel),)* }
+            }
+        }
+    };
+}
+
+isas! {
+    portable::Portable, "portable";
+    #[cfg(target_arch = "x86_64")] avx2::Avx2, "avx2";
+    #[cfg(target_arch = "x86_64")] avx512::Avx512, "avx512";
+}
+
+impl Isa {
+    /// The one to use: the most capable, or the one that the environment variable
+    /// `POLYLORA_ISA` names, where the CPU has it. Decided once.
+    pub fn best() -> Isa {
+        static BEST: OnceLock<Isa> = OnceLock::new();
+        *BEST.get_or_init(|| {
+            let forced = std::env::var("POLYLORA_ISA").ok().and_then(|name| name.parse().ok());
+            forced.unwrap_or_else(|| *Isa::available().last().expect("portable is always there"))
+        })
+    }
+}
+
+/// No instruction set of that name on this CPU.
+#[derive(Debug, thiserror::Error)]
+#[error("this CPU has no instruction set named {asked:?}; it has {}", .available.join(", "))]
+pub struct UnknownIsa {
+    asked: String,
+    available: Vec<&'static str>,
+}
+
+impl FromStr for Isa {
+    type Err = UnknownIsa;
+
+    fn from_str(asked: &str) -> Result<Isa, UnknownIsa> {
+        let all = Isa::available();
+        all.iter().copied().find(|isa| isa.name() == asked).ok_or_else(|| UnknownIsa {
+            asked: asked.to_owned(),
+            available: all.iter().map(|isa| isa.name()).collect(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values whose rounding, order or sign a wrong instruction would change: ties, signed
+    /// zeros, subnormals, infinities, NaN.
+    const EDGES: [f32; LANES] = [
+        0.0,
+        -0.0,
+        0.5,
+        -0.5,
+        1.5,
+        2.5,
+        -2.5,
+        1e-40,
+        -1e-40,
+        3.0e38,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+        4_194_303.5,
+        -1.999_999_9,
+        7.0,
+    ];
+
+    struct EveryOperation([f32; LANES], [f32; LANES]);
+
+    impl Kernel for EveryOperation {
+        type Output = Vec<[u32; LANES]>;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> Self::Output {
+            let (a, b) = (s.load(&self.0), s.load(&self.1));
+            let one = s.splat(1.0);
+            let pick = |mask| S::F32::select(mask, a, one);
+            [
+                a + b,
+                a - b,
+                a * b,
+                a / b,
+                a.sqrt(),
+                a.abs(),
+                a.trunc(),
+                a.min(b),
+                a.max(b),
+                s.nearest(a),
+                s.nearest_int(a),
+                s.nearest_code(a.min(s.splat(30.0)), 1.0),
+                s.nearest_code((a + a).min(s.splat(30.0)), 15.0),
+                s.nearest_int(a * s.splat(1e6)),
+                pick(a.lt(b)),
+                pick(a.le(b)),
+                pick(a.eq(b)),
+                pick(!a.lt(b)),
+                pick(a.lt(b) | a.eq(b)),
+                pick(a.le(b) & b.le(a)),
+                s.splat(S::F32::any(a.lt(b)) as u8 as f32),
+                s.splat(f32::from(S::F32::bits(a.lt(b)))),
+                s.splat(b.largest()),
+                s.load(&b.to_bytes().map(f32::from)),
+                s.load(&(b * s.splat(1e9)).to_bytes().map(f32::from)),
+            ]
+            .iter()
+            .chain(&s.transpose(std::array::from_fn(|k| {
+                s.load(&std::array::from_fn(|i| (LANES * k + i) as f32))
+            })))
+            // NaN's payload is not defined by IEEE: all NaN are one.
+            .map(|v| {
+                v.to_array().map(|x| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() })
+            })
+            .collect()
+        }
+    }
+
+    #[test]
+    fn every_isa_gives_the_bits_of_portable() {
+        let all = Isa::available();
+        assert_eq!(all[0].name(), "portable");
+        for shift in 0..LANES {
+            let mut other = EDGES;
+            other.rotate_left(shift);
+            let want = all[0].run(EveryOperation(EDGES, other));
+            for isa in &all[1..] {
+                assert_eq!(
+                    isa.run(EveryOperation(EDGES, other)),
+                    want,
+                    "{}, shift {shift}",
+                    isa.name()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_says_what_there_is() {
+        let error = "mmx".parse::<Isa>().unwrap_err().to_string();
+        assert!(error.contains("mmx") && error.contains("portable"), "{error}");
+    }
+}

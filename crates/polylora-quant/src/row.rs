@@ -1,0 +1,258 @@
+//! Rows of blocks: the way from bytes to weights and back, the same for every format.
+
+use crate::format::{Codes, Encode, Float, Format, GgmlType};
+use crate::isa::{Isa, Kernel, Simd};
+use zerocopy::FromBytes;
+
+/// The slices do not fit each other, or the type cannot do what was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RowError {
+    /// Integers and doubles are not decoded.
+    #[error("{0} does not hold weights")]
+    NoWeights(GgmlType),
+    /// The format has no encoder.
+    #[error("{0} cannot be encoded yet")]
+    NoEncoder(GgmlType),
+    /// Not whole blocks, or bytes and weights of different count.
+    #[error("{weights} weights of {ty} do not take {bytes} bytes")]
+    Length {
+        /// The type.
+        ty: GgmlType,
+        /// Number of weights.
+        weights: usize,
+        /// Number of bytes.
+        bytes: usize,
+    },
+    /// Not whole blocks, or not as many.
+    #[error("{before} and {after} bytes are not the same number of blocks of {ty}")]
+    Blocks {
+        /// The type.
+        ty: GgmlType,
+        /// Bytes of the first.
+        before: usize,
+        /// Bytes of the second.
+        after: usize,
+    },
+    /// One importance for each weight.
+    #[error("{importance} importances for a row of {weights} weights")]
+    Importance {
+        /// Number of weights.
+        weights: usize,
+        /// Number of importances.
+        importance: usize,
+    },
+}
+
+fn check_length(ty: GgmlType, weights: usize, bytes: usize) -> Result<(), RowError> {
+    if ty.row_bytes(weights) == Some(bytes) {
+        Ok(())
+    } else {
+        Err(RowError::Length { ty, weights, bytes })
+    }
+}
+
+/// Decodes whole blocks of type `ty` into weights, bit for bit as ggml does.
+///
+/// Any bytes decode; whether the weights are finite is for the caller to ask.
+///
+/// # Errors
+/// Where `ty` holds no weights, or `bytes` is not the size of `out.len()` weights.
+///
+/// ```
+/// # use polylora_quant::{GgmlType, dequantize};
+/// // One block of Q4_0: scale 0.5 as a half, then 32 codes of four bits, offset by 8.
+/// let mut block = vec![0x00, 0x38];
+/// block.extend([0xa7; 16]);
+/// let mut weights = [0.0; 32];
+/// dequantize(GgmlType::Q4_0, &block, &mut weights)?;
+/// assert_eq!((weights[0], weights[16]), (-0.5, 1.0));
+/// # Ok::<(), polylora_quant::RowError>(())
+/// ```
+pub fn dequantize(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<(), RowError> {
+    dequantize_with(Isa::best(), ty, bytes, out)
+}
+
+/// As [`dequantize`], on a chosen instruction set.
+pub fn dequantize_with(
+    isa: Isa,
+    ty: GgmlType,
+    bytes: &[u8],
+    out: &mut [f32],
+) -> Result<(), RowError> {
+    let info = ty.info().map_err(|_| RowError::NoWeights(ty))?;
+    check_length(ty, out.len(), bytes.len())?;
+    (info.dequantize)(isa, bytes, out);
+    Ok(())
+}
+
+/// Encodes one row of weights (or, without `importance`, any number of whole blocks) as type
+/// `ty`, byte for byte as ggml's reference does.
+///
+/// `importance` has one value for each weight of the row: how much an error there counts. See
+/// [`GgmlType::encodes`] for what a type does with it.
+///
+/// # Errors
+/// Where `ty` has no encoder, or a length does not fit. Weights that are not finite encode to
+/// something, as in ggml; ask before.
+pub fn quantize(
+    ty: GgmlType,
+    weights: &[f32],
+    importance: Option<&[f32]>,
+    out: &mut [u8],
+) -> Result<(), RowError> {
+    quantize_with(Isa::best(), ty, weights, importance, out)
+}
+
+/// As [`quantize`], on a chosen instruction set.
+pub fn quantize_with(
+    isa: Isa,
+    ty: GgmlType,
+    weights: &[f32],
+    importance: Option<&[f32]>,
+    out: &mut [u8],
+) -> Result<(), RowError> {
+    let info = ty.info().map_err(|_| RowError::NoWeights(ty))?;
+    let encoder = info.encoder.as_ref().ok_or(RowError::NoEncoder(ty))?;
+    check_length(ty, weights.len(), out.len())?;
+    if let Some(importance) = importance
+        && importance.len() != weights.len()
+    {
+        return Err(RowError::Importance { weights: weights.len(), importance: importance.len() });
+    }
+    (encoder.quantize)(isa, weights, importance, out);
+    Ok(())
+}
+
+/// Counts the weights whose code differs between two encodings of one type: how much of a change
+/// reached the grid, whatever happened to the scales.
+///
+/// # Errors
+/// Where `ty` holds no weights, or the slices are not whole blocks of one length.
+pub fn changed_codes(ty: GgmlType, before: &[u8], after: &[u8]) -> Result<usize, RowError> {
+    let info = ty.info().map_err(|_| RowError::NoWeights(ty))?;
+    if before.len() != after.len() || !before.len().is_multiple_of(ty.block_bytes()) {
+        return Err(RowError::Blocks { ty, before: before.len(), after: after.len() });
+    }
+    Ok((info.changed_codes)(Isa::best(), before, after))
+}
+
+/// A tensor's bytes as blocks. The lengths were checked by the caller.
+fn blocks<B: FromBytes + zerocopy::Immutable + zerocopy::KnownLayout + zerocopy::Unaligned>(
+    bytes: &[u8],
+) -> &[B] {
+    <[B]>::ref_from_bytes(bytes).expect("whole blocks")
+}
+
+fn blocks_mut<B>(bytes: &mut [u8]) -> &mut [B]
+where
+    B: FromBytes
+        + zerocopy::IntoBytes
+        + zerocopy::Immutable
+        + zerocopy::KnownLayout
+        + zerocopy::Unaligned,
+{
+    <[B]>::mut_from_bytes(bytes).expect("whole blocks")
+}
+
+pub(crate) fn dequantize_blocks<F: Format>(isa: Isa, bytes: &[u8], out: &mut [f32]) {
+    struct Rows<'a, F: Format>(&'a [F::Block], &'a mut [f32]);
+
+    impl<F: Format> Kernel for Rows<'_, F> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, _: S) {
+            let mut codes = Codes::ZERO;
+            for (block, out) in self.0.iter().zip(self.1.chunks_exact_mut(F::WEIGHTS)) {
+                F::decode(block, &mut codes);
+                let groups = codes.codes[..F::WEIGHTS].chunks_exact(F::GROUP);
+                for (g, (group, out)) in groups.zip(out.chunks_exact_mut(F::GROUP)).enumerate() {
+                    let (scale, min) = (codes.scales[g], codes.mins[g]);
+                    for (&code, out) in group.iter().zip(out) {
+                        *out = scale * f32::from(code) - min;
+                    }
+                }
+            }
+        }
+    }
+
+    isa.run(Rows::<F>(blocks(bytes), out));
+}
+
+pub(crate) fn quantize_blocks<F: Encode>(
+    isa: Isa,
+    weights: &[f32],
+    importance: Option<&[f32]>,
+    out: &mut [u8],
+) {
+    struct Row<'a, F: Format>(&'a [f32], Option<&'a [f32]>, &'a mut [F::Block]);
+
+    impl<F: Encode> Kernel for Row<'_, F> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) {
+            F::encode(simd, self.0, self.1, self.2);
+        }
+    }
+
+    isa.run(Row::<F>(weights, importance, blocks_mut(out)));
+}
+
+pub(crate) fn changed_codes_of_blocks<F: Format>(isa: Isa, before: &[u8], after: &[u8]) -> usize {
+    struct Pair<'a, F: Format>(&'a [F::Block], &'a [F::Block]);
+
+    impl<F: Format> Kernel for Pair<'_, F> {
+        type Output = usize;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, _: S) -> usize {
+            let (mut before, mut after) = (Codes::ZERO, Codes::ZERO);
+            let mut changed = 0;
+            for (block_before, block_after) in self.0.iter().zip(self.1) {
+                F::decode(block_before, &mut before);
+                F::decode(block_after, &mut after);
+                let pairs = before.codes[..F::WEIGHTS].iter().zip(&after.codes[..F::WEIGHTS]);
+                changed += pairs.map(|(a, b)| u32::from(a != b)).sum::<u32>() as usize;
+            }
+            changed
+        }
+    }
+
+    isa.run(Pair::<F>(blocks(before), blocks(after)))
+}
+
+pub(crate) fn changed_numbers<F: Float>(_: Isa, before: &[u8], after: &[u8]) -> usize {
+    let size = size_of::<F::Bits>();
+    before.chunks_exact(size).zip(after.chunks_exact(size)).filter(|(a, b)| a != b).count()
+}
+
+pub(crate) fn widen<F: Float>(isa: Isa, bytes: &[u8], out: &mut [f32]) {
+    struct Row<'a, F: Float>(&'a [F::Bits], &'a mut [f32]);
+
+    impl<F: Float> Kernel for Row<'_, F> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, _: S) {
+            F::widen(self.0, self.1);
+        }
+    }
+
+    isa.run(Row::<F>(blocks(bytes), out));
+}
+
+pub(crate) fn narrow<F: Float>(isa: Isa, weights: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
+    struct Row<'a, F: Float>(&'a [f32], &'a mut [F::Bits]);
+
+    impl<F: Float> Kernel for Row<'_, F> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, _: S) {
+            F::narrow(self.0, self.1);
+        }
+    }
+
+    isa.run(Row::<F>(weights, blocks_mut(out)));
+}
