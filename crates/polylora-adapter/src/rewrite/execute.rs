@@ -1,0 +1,293 @@
+//! Carrying out a plan: rows in, rows out, in parallel.
+
+use super::{Output, Plan};
+use crate::adapter::{Change, ChangeKind};
+use crate::fidelity::Sums;
+use crate::merge::{LowRank, MergeError, add_low_rank, requantize};
+use crate::report::{Report, TensorReport};
+use polylora_file::{GgufWriter, WriteOptions};
+use polylora_quant::changed_codes;
+use rayon::prelude::*;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// Weights that a thread has in hand: 1 MiB in single precision, three times over (as read, as
+/// merged, as written), so that memory is bounded by threads, and the second level of cache holds
+/// most of it. A longer row is taken alone.
+const WEIGHTS_IN_HAND: usize = 1 << 18;
+
+/// Bytes of a tensor that is copied, a piece at a time: large enough that the system calls are
+/// few, small enough that progress moves.
+const COPY_PIECE: usize = 4 << 20;
+
+/// Watches the work from the outside; called from all threads.
+pub trait Observer: Sync {
+    /// So many more bytes of tensors are written.
+    fn wrote(&self, _bytes: u64) {}
+    /// Whether to give up: asked before each piece of work.
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// Nobody watches.
+impl Observer for () {}
+
+/// Why a plan was not carried out. Nothing is left behind.
+#[derive(Debug, thiserror::Error)]
+pub enum RewriteError {
+    /// From the file.
+    #[error(transparent)]
+    File(#[from] polylora_file::Error),
+    /// From a row's arithmetic.
+    #[error("tensor {tensor}: {source}")]
+    Row {
+        /// The tensor.
+        tensor: String,
+        /// What went wrong.
+        source: MergeError,
+    },
+    /// The base is damaged.
+    #[error(
+        "tensor {tensor} of the base has weights that are not numbers (rows {} to {}): the file \
+         is damaged", .rows.start, .rows.end
+    )]
+    BaseNotFinite {
+        /// The tensor.
+        tensor: String,
+        /// The rows that were in hand.
+        rows: Range<usize>,
+    },
+    /// The merged weights leave the type's range.
+    #[error(
+        "tensor {tensor} has merged weights beyond what {ty} can hold (rows {} to {}): is the \
+         scale right? f32 or bf16 would hold them", .rows.start, .rows.end
+    )]
+    Overflow {
+        /// The tensor.
+        tensor: String,
+        /// The type it was to take.
+        ty: polylora_quant::GgmlType,
+        /// The rows that were in hand.
+        rows: Range<usize>,
+    },
+    /// The observer said so.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl Plan<'_> {
+    /// Writes the file, on the threads of the current rayon pool, and tells what survived.
+    ///
+    /// The bytes are the same whatever the number of threads and the instruction set.
+    ///
+    /// # Errors
+    /// A file that cannot be written, a base whose weights are no numbers, a cancelled job. The
+    /// output exists wholly or not at all.
+    pub fn write(
+        &self,
+        out: &Path,
+        options: WriteOptions,
+        observer: &dyn Observer,
+    ) -> Result<Report, RewriteError> {
+        let writer = GgufWriter::create(out, &self.metadata, &self.tensor_plans(), options)?;
+        let mut tensors = Vec::new();
+        for (index, output) in self.outputs.iter().enumerate() {
+            if output.is_copy() {
+                copy(&writer, index, output, observer)?;
+            } else {
+                let sums = Transform::new(output).write(&writer, index, observer)?;
+                tensors.push(TensorReport::new(output, sums));
+            }
+        }
+        let files: Vec<PathBuf> = writer.finish()?;
+        Ok(Report::new(self, files, tensors))
+    }
+}
+
+fn proceed(observer: &dyn Observer) -> Result<(), RewriteError> {
+    if observer.cancelled() { Err(RewriteError::Cancelled) } else { Ok(()) }
+}
+
+fn copy(
+    writer: &GgufWriter,
+    index: usize,
+    output: &Output<'_>,
+    observer: &dyn Observer,
+) -> Result<(), RewriteError> {
+    let source = output.source.expect("a copy has a source");
+    source.bytes.par_chunks(COPY_PIECE).enumerate().try_for_each(|(piece, bytes)| {
+        proceed(observer)?;
+        writer.write_at(index, (piece * COPY_PIECE) as u64, bytes)?;
+        observer.wrote(bytes.len() as u64);
+        Ok(())
+    })
+}
+
+/// A tensor that does not keep its bytes, ready to go through its rows.
+struct Transform<'a> {
+    output: &'a Output<'a>,
+    /// Beside each change of the output its `lora_a`, which every row needs whole.
+    changes: Vec<(&'a Change, Vec<f32>)>,
+}
+
+/// What a thread works in.
+#[derive(Default)]
+struct Buffers {
+    base: Vec<f32>,
+    merged: Vec<f32>,
+    written: Vec<f32>,
+    bytes: Vec<u8>,
+}
+
+impl<'a> Transform<'a> {
+    fn new(output: &'a Output<'a>) -> Transform<'a> {
+        let with_down = |&change: &&'a Change| match &change.kind {
+            ChangeKind::LowRank { down, .. } => (change, down.to_f32()),
+            ChangeKind::Replace { .. }
+            | ChangeKind::Add { .. }
+            | ChangeKind::ScaleColumns { .. } => (change, Vec::new()),
+        };
+        Transform { output, changes: output.changes.iter().map(with_down).collect() }
+    }
+
+    fn write(
+        &self,
+        writer: &GgufWriter,
+        index: usize,
+        observer: &dyn Observer,
+    ) -> Result<Sums, RewriteError> {
+        let (rows, columns) = (self.output.rows(), self.output.columns());
+        let step = (WEIGHTS_IN_HAND / columns.max(1)).max(1);
+        let row_bytes = self.output.ty.row_bytes(columns).expect("checked by the plan");
+        let sums: Vec<Sums> = (0..rows.div_ceil(step))
+            .into_par_iter()
+            .map_init(Buffers::default, |buffers, piece| {
+                proceed(observer)?;
+                let rows = piece * step..rows.min((piece + 1) * step);
+                let sums = self.rows(rows.clone(), buffers)?;
+                writer.write_at(index, (rows.start * row_bytes) as u64, &buffers.bytes)?;
+                observer.wrote(buffers.bytes.len() as u64);
+                Ok(sums)
+            })
+            .collect::<Result<_, RewriteError>>()?;
+        // In order, so that the figures do not depend on the threads.
+        Ok(sums.into_iter().fold(Sums::default(), |mut total, sums| {
+            total += sums;
+            total
+        }))
+    }
+
+    /// Rows from the base to the bytes to write, in `buffers`.
+    fn rows(&self, rows: Range<usize>, buffers: &mut Buffers) -> Result<Sums, RewriteError> {
+        let Output { name, ty, source, .. } = self.output;
+        let columns = self.output.columns();
+        let weights = rows.len() * columns;
+        let error = |source: MergeError| RewriteError::Row { tensor: name.clone(), source };
+        let Buffers { base, merged, written, bytes } = buffers;
+
+        base.clear();
+        base.resize(weights, 0.0);
+        if let Some(source) = source {
+            source.dequantize_rows(rows.clone(), base).map_err(|e| error(e.into()))?;
+        }
+        merged.clone_from(base);
+        for (change, down) in &self.changes {
+            apply_change(change, down, &rows, base, merged);
+        }
+
+        bytes.resize(ty.row_bytes(weights).expect("checked by the plan"), 0);
+        self.encode(&rows, merged, bytes).map_err(error)?;
+        written.resize(weights, 0.0);
+        polylora_quant::dequantize(*ty, bytes, written).map_err(|e| error(e.into()))?;
+
+        let mut sums = Sums::of(base, merged, written);
+        if !sums.is_finite() {
+            let tensor = name.clone();
+            return Err(if base.iter().all(|weight| weight.is_finite()) {
+                RewriteError::Overflow { tensor, ty: *ty, rows }
+            } else {
+                RewriteError::BaseNotFinite { tensor, rows }
+            });
+        }
+        if let Some(source) = source.filter(|source| source.ty == *ty) {
+            sums.changed_codes = changed_codes(*ty, source.rows_bytes(rows), bytes)
+                .map_err(|e| error(e.into()))? as u64;
+        }
+        Ok(sums)
+    }
+
+    /// Encodes rows, an expert at a time where each has an importance of its own.
+    fn encode(
+        &self,
+        rows: &Range<usize>,
+        merged: &[f32],
+        out: &mut [u8],
+    ) -> Result<(), MergeError> {
+        let (ty, columns) = (self.output.ty, self.output.columns());
+        let Some(importance) = self.output.importance else {
+            return requantize(ty, merged, columns, None, out);
+        };
+        let row_bytes = ty.row_bytes(columns).expect("checked by the plan");
+        let experts = importance.len() / columns.max(1);
+        let rows_of_expert = (self.output.rows() / experts.max(1)).max(1);
+        let all = merged.chunks_exact(columns).zip(out.chunks_exact_mut(row_bytes));
+        for (row, (weights, out)) in rows.clone().zip(all) {
+            let importance = &importance[row / rows_of_expert * columns..][..columns];
+            requantize(ty, weights, columns, Some(importance), out)?;
+        }
+        Ok(())
+    }
+}
+
+/// Does to `merged`, which holds `rows` of a tensor, the part of `change` that falls on them;
+/// `base` holds them as they were before any change.
+fn apply_change(
+    change: &Change,
+    down: &[f32],
+    rows: &Range<usize>,
+    base: &[f32],
+    merged: &mut [f32],
+) {
+    let columns = merged.len() / rows.len();
+    let start = rows.start.max(change.rows.start);
+    let end = rows.end.min(change.rows.end);
+    if start >= end {
+        return;
+    }
+    let touched = (start - rows.start) * columns..(end - rows.start) * columns;
+    let (base, merged) = (&base[touched.clone()], &mut merged[touched]);
+    let within = start - change.rows.start..end - change.rows.start;
+    match &change.kind {
+        ChangeKind::LowRank { down: shape, up, scale, magnitude } => {
+            let up = up.rows_f32(within.clone());
+            let magnitude = magnitude.as_ref().map(|magnitude| magnitude.rows_f32(within));
+            let change = LowRank {
+                down,
+                up: &up,
+                rank: shape.rows(),
+                scale: *scale,
+                magnitude: magnitude.as_deref(),
+            };
+            add_low_rank(&change, columns, base, merged);
+        }
+        ChangeKind::Replace { values, scale: 1.0 } => {
+            merged.copy_from_slice(&values.rows_f32(within));
+        }
+        ChangeKind::Replace { values, scale } => {
+            for (weight, saved) in merged.iter_mut().zip(values.rows_f32(within)) {
+                *weight += scale * (saved - *weight);
+            }
+        }
+        ChangeKind::Add { values, scale } => {
+            for (weight, added) in merged.iter_mut().zip(values.rows_f32(within)) {
+                *weight += scale * added;
+            }
+        }
+        ChangeKind::ScaleColumns { factors } => {
+            for row in merged.chunks_exact_mut(columns) {
+                row.iter_mut().zip(&**factors).for_each(|(weight, factor)| *weight *= factor);
+            }
+        }
+    }
+}
