@@ -1,0 +1,119 @@
+//! The commands, one file each.
+
+mod convert;
+mod demo;
+mod diff;
+mod inspect;
+mod merge;
+mod quantize;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
+use polylora_file::{Gguf, WriteOptions, same_file};
+use std::path::{Path, PathBuf};
+
+/// One row for each command.
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    Merge(merge::Merge),
+    Inspect(inspect::Inspect),
+    Quantize(quantize::Quantize),
+    Diff(diff::Diff),
+    Convert(convert::Convert),
+    Demo(demo::Demo),
+}
+
+impl Command {
+    pub(crate) fn run(self) -> Result<()> {
+        match self {
+            Command::Merge(command) => command.run(),
+            Command::Inspect(command) => command.run(),
+            Command::Quantize(command) => command.run(),
+            Command::Diff(command) => command.run(),
+            Command::Convert(command) => command.run(),
+            Command::Demo(command) => command.run(),
+        }
+    }
+}
+
+/// Arguments that cannot be meant, found after clap has read them: exit code 2.
+#[derive(Debug)]
+pub(crate) struct WrongUse(pub(crate) String);
+
+impl std::fmt::Display for WrongUse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for WrongUse {}
+
+/// What the commands that write a model share.
+#[derive(Args)]
+struct Work {
+    /// Threads to work on [default: all processors]
+    #[arg(long, value_name = "N")]
+    threads: Option<std::num::NonZeroUsize>,
+    /// Replace the output if it exists
+    #[arg(long)]
+    force: bool,
+    /// Write parts of at most this size (500M, 4G), named OUT-00001-of-0000N.gguf
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    split_max_size: Option<u64>,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Work {
+    /// Runs `job` on as many threads as were asked for.
+    fn on_threads<R: Send>(&self, job: impl FnOnce() -> R + Send) -> Result<R> {
+        let threads = self.threads.map_or(0, |threads| threads.get());
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        Ok(pool.context("cannot start threads")?.install(job))
+    }
+
+    fn write_options(&self) -> WriteOptions {
+        WriteOptions { overwrite: self.force, max_shard: self.split_max_size }
+    }
+}
+
+/// Opens a model, or says that the file is something else.
+fn open_model(path: &Path) -> Result<Gguf> {
+    let model = Gguf::open(path)?;
+    if let Some(kind @ ("adapter" | "imatrix")) = model.metadata().str("general.type") {
+        bail!("{} is an {kind}, not a model", path.display());
+    }
+    Ok(model)
+}
+
+/// Refuses, early and whatever `--force` says, an output that is one of the inputs; and an output
+/// that exists, without `--force`.
+fn check_output(out: &Path, inputs: &[&Path], force: bool) -> Result<()> {
+    if let Some(input) = inputs.iter().find(|input| same_file(input, out)) {
+        bail!("the output {} is the input {}: choose another name", out.display(), input.display());
+    }
+    if !force && out.exists() {
+        bail!("{} exists: choose another name, or --force to replace it", out.display());
+    }
+    Ok(())
+}
+
+/// The files of a model as inputs: every part of a split one.
+fn parts(model: &Gguf) -> Vec<&Path> {
+    model.parts().iter().map(PathBuf::as_path).collect()
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let factor: u64 = match unit.to_ascii_uppercase().trim_end_matches("IB").trim_end_matches('B') {
+        "" => 1,
+        "K" => 1 << 10,
+        "M" => 1 << 20,
+        "G" => 1 << 30,
+        _ => return Err(format!("{text} is no size; write it as 500M or 4G")),
+    };
+    let size = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(factor)).filter(|&n| n > 0);
+    size.ok_or_else(|| format!("{text} is no size; write it as 500M or 4G"))
+}

@@ -1,0 +1,159 @@
+//! What a person at a terminal sees: progress, tables, errors. Answers go to standard output, all
+//! else to standard error.
+
+use anstyle::{AnsiColor, Style};
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use polylora_adapter::rewrite::Observer;
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Set by Ctrl-C (and by a request to end); asked before each piece of work, so that what was
+/// begun is cleaned up.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+pub(crate) fn catch_interrupts() {
+    // Where no handler can be set, Ctrl-C ends the program at once, as it does by default.
+    let _ = ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed));
+}
+
+/// A bar with rate and time left on standard error; nothing where that is no terminal.
+pub(crate) struct Progress(ProgressBar);
+
+impl Progress {
+    pub(crate) fn bytes(total: u64, what: &'static str) -> Progress {
+        let style = "{msg} {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
+        let bar = ProgressBar::new(total)
+            .with_style(ProgressStyle::with_template(style).expect("the template is constant"))
+            .with_message(what);
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Progress(bar)
+    }
+
+    /// Ends a job that stops quietly when it is interrupted.
+    pub(crate) fn done(self) -> Result<()> {
+        if self.cancelled() { anyhow::bail!("interrupted") } else { Ok(()) }
+    }
+}
+
+impl Observer for Progress {
+    fn wrote(&self, bytes: u64) {
+        self.0.inc(bytes);
+    }
+
+    fn cancelled(&self) -> bool {
+        INTERRUPTED.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+pub(crate) fn print(text: &str) -> Result<()> {
+    anstream::stdout().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).context("cannot write JSON")?;
+    print(&(text + "\n"))
+}
+
+pub(crate) fn print_error(error: &anyhow::Error) {
+    let red = AnsiColor::Red.on_default().bold();
+    // Nobody is left to tell where standard error is closed.
+    let _ = writeln!(anstream::stderr(), "{red}error:{red:#} {error:#}");
+}
+
+/// The reader of our output went away, as `head` does: no failure.
+pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<std::io::Error>();
+    io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+pub(crate) fn bold(text: &str) -> String {
+    let style = Style::new().bold();
+    format!("{style}{text}{style:#}")
+}
+
+pub(crate) fn colored(color: AnsiColor, text: &str) -> String {
+    let style = color.on_default().bold();
+    format!("{style}{text}{style:#}")
+}
+
+/// Columns as wide as their widest cell: the first to the left, the others to the right.
+pub(crate) struct Table(Vec<Vec<String>>);
+
+impl Table {
+    pub(crate) fn new(head: &[&str]) -> Table {
+        Table(vec![head.iter().map(|&cell| cell.to_owned()).collect()])
+    }
+
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.0.push(cells.into_iter().collect());
+    }
+}
+
+impl std::fmt::Display for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let columns = self.0.iter().map(Vec::len).max().unwrap_or(0);
+        let width = |column: usize| {
+            let cells = self.0.iter().filter_map(|row| row.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        for (number, row) in self.0.iter().enumerate() {
+            let mut line = String::from(" ");
+            for (column, (cell, &width)) in row.iter().zip(&widths).enumerate() {
+                line += &match column {
+                    0 => format!(" {cell:<width$}"),
+                    _ => format!("  {cell:>width$}"),
+                };
+            }
+            let line = line.trim_end();
+            let line = if number == 0 { bold(line) } else { line.to_owned() };
+            writeln!(f, "{line}")?;
+        }
+        Ok(())
+    }
+}
+
+/// `1.2 GiB`
+pub(crate) fn size(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}
+
+/// `134.5 M`
+pub(crate) fn count(number: u64) -> String {
+    match number {
+        0..1_000 => number.to_string(),
+        1_000..1_000_000 => format!("{:.1} K", number as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} M", number as f64 / 1e6),
+        _ => format!("{:.2} G", number as f64 / 1e9),
+    }
+}
+
+/// `1.2 s`
+pub(crate) fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}
+
+/// `12.3 %`
+pub(crate) fn percent(share: f64) -> String {
+    let percent = 100.0 * share;
+    if percent != 0.0 && percent < 0.1 {
+        format!("{percent:.1e} %")
+    } else {
+        format!("{percent:.1} %")
+    }
+}
+
+/// `[2048, 576]`: as stored in a GGUF, fastest first, the way its users write it.
+pub(crate) fn dimensions(shape: &[usize]) -> String {
+    let parts: Vec<String> = shape.iter().rev().map(usize::to_string).collect();
+    format!("[{}]", parts.join(", "))
+}

@@ -1,0 +1,79 @@
+//! Checks, models and benchmarks of this repository: `cargo xtask --help`.
+#![allow(clippy::print_stdout)] // What it prints is what it is for.
+
+mod bench;
+mod real_model;
+mod tidy;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use polylora::synthetic::{TINY_LLAMA, quantize_file};
+use std::path::{Path, PathBuf};
+
+/// Checks, models and benchmarks of this repository.
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Check the invariants of ARCHITECTURE.md that a compiler does not
+    Tidy,
+    /// Make a 1.1B model of random weights (F16 and Q4_K_M) and a rank-16 PEFT adapter
+    Model {
+        /// The folder to make them in
+        dir: PathBuf,
+    },
+    /// Time a merge of the 1.1B model against llama.cpp's export-lora and quantize
+    BenchMerge(bench::Merge),
+    /// Fetch SmolLM2-135M-Instruct once and run the tests that need it
+    RealModel(real_model::RealModel),
+}
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    match cli.command {
+        Command::Tidy => tidy::run(&root()),
+        Command::Model { dir } => make_model(&dir).map(|_| ()),
+        Command::BenchMerge(command) => command.run(),
+        Command::RealModel(command) => command.run(&root()),
+    }
+}
+
+/// The repository.
+fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().expect("xtask lies in the repository").to_owned()
+}
+
+/// Where the 1.1B model and its adapter lie.
+struct Model {
+    f16: PathBuf,
+    q4_k_m: PathBuf,
+    adapter: PathBuf,
+}
+
+/// Rank of the adapter on all linear layers.
+const RANK: usize = 16;
+
+/// Makes what of the model is not there yet.
+fn make_model(dir: &Path) -> Result<Model> {
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let model = Model {
+        f16: dir.join("random-1.1b-f16.gguf"),
+        q4_k_m: dir.join("random-1.1b-q4_k_m.gguf"),
+        adapter: dir.join("random-rank16"),
+    };
+    if !model.f16.exists() {
+        TINY_LLAMA.write_f16(&model.f16)?;
+    }
+    if !model.q4_k_m.exists() {
+        quantize_file(&model.f16, &model.q4_k_m, &"Q4_K_M".parse()?)?;
+    }
+    if !model.adapter.exists() {
+        TINY_LLAMA.write_adapter(&model.adapter, RANK, 0.05)?;
+    }
+    Ok(model)
+}
