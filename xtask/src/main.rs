@@ -7,6 +7,7 @@ mod tidy;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use polylora::quant::Isa;
 use polylora::synthetic::{TINY_LLAMA, quantize_file};
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Print the instruction sets that this machine can run, one a line
+    Isas,
     /// Check the invariants of ARCHITECTURE.md that a compiler does not
     Tidy,
     /// Make a 1.1B model of random weights (F16 and Q4_K_M) and a rank-16 PEFT adapter
@@ -35,6 +38,10 @@ enum Command {
 fn main() -> Result<()> {
     let cli = Cli::parse();
     match cli.command {
+        Command::Isas => {
+            Isa::available().iter().for_each(|isa| println!("{}", isa.name()));
+            Ok(())
+        }
         Command::Tidy => tidy::run(&root()),
         Command::Model { dir } => make_model(&dir).map(|_| ()),
         Command::BenchMerge(command) => command.run(),

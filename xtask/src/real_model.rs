@@ -106,9 +106,10 @@ impl LlamaCpp {
         }
         let requirements = root.join("tools/reference/requirements-llama-cpp.txt");
         run(Command::new(&python)
-            // Built for any x86-64 with AVX2: some virtual machines announce AMX and refuse it.
+            // Built for any x86-64 with AVX2: some virtual machines announce AMX and refuse it. And
+            // built here: pip's cache does not know for which machine a wheel in it was built.
             .env("CMAKE_ARGS", "-DGGML_NATIVE=OFF")
-            .args(["-m", "pip", "install", "--quiet", "--requirement"])
+            .args(["-m", "pip", "install", "--quiet", "--no-cache-dir", "--requirement"])
             .arg(requirements))?;
         Ok(LlamaCpp { python, script })
     }

@@ -161,8 +161,8 @@ impl Report {
         let finer = finer(coarsest);
         Some(match survival.verdict() {
             Verdict::Kept => format!(
-                "The adapter is in the file: {survived:.0} % of the change arrived, with errors of \
-                 {:.2} % of it.",
+                "The adapter is in the file: {survived:.0} % of the change arrived; rounding adds \
+                 an error of {:.1} % of it.",
                 100.0 * error
             ),
             Verdict::Weakened => format!(

@@ -142,13 +142,14 @@ pub(crate) fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
 }
 
-/// `12.3 %`
+/// `12.3 %`, `0.008 %`
 pub(crate) fn percent(share: f64) -> String {
     let percent = 100.0 * share;
-    if percent != 0.0 && percent < 0.1 {
-        format!("{percent:.1e} %")
-    } else {
-        format!("{percent:.1} %")
+    match percent.abs() {
+        0.1.. => format!("{percent:.1} %"),
+        0.0005.. => format!("{percent:.3} %"),
+        0.0 => "0 %".to_owned(),
+        _ => format!("{percent:.0e} %"),
     }
 }
 

@@ -180,6 +180,47 @@ fn types_by_pattern() {
 }
 
 #[test]
+fn an_importance_matrix_reaches_the_encoder() {
+    let folder = Folder::new();
+    let name = "blk.0.ffn_down.weight";
+    let importance: Vec<f32> = (0..TINY.ffn).map(|i| 1.0 + (i % 7) as f32).collect();
+    // llama.cpp's older format: entries, then name, calls, count and values of each.
+    let mut matrix = Vec::new();
+    for number in [1, name.len() as i32] {
+        matrix.extend(number.to_le_bytes());
+    }
+    matrix.extend(name.bytes());
+    for number in [1, TINY.ffn as i32] {
+        matrix.extend(number.to_le_bytes());
+    }
+    matrix.extend(importance.iter().flat_map(|value| value.to_le_bytes()));
+    std::fs::write(folder.path("matrix.dat"), &matrix).unwrap();
+
+    let quantize = |out: &str, more: &[&str]| {
+        folder.ok(&[&["quantize", "f16.gguf", out, "Q4_K", "--pure"], more].concat());
+        Gguf::open(&folder.path(out)).unwrap().tensor(name).unwrap().bytes.to_vec()
+    };
+    let plain = quantize("plain.gguf", &[]);
+    let weighted = quantize("weighted.gguf", &["--imatrix", "matrix.dat"]);
+    assert!(plain != weighted);
+    let source = Gguf::open(&folder.path("f16.gguf")).unwrap();
+    let weights = source.tensor(name).unwrap().to_f32().unwrap();
+    let mut expected = vec![0; weighted.len()];
+    let ty = "Q4_K".parse().unwrap();
+    polylora::requantize(ty, &weights, TINY.ffn, Some(&importance), &mut expected).unwrap();
+    assert!(weighted == expected);
+
+    // A matrix of another model is refused.
+    let count = 4 + 4 + name.len() + 4;
+    folder.damaged("matrix.dat", "other.dat", |bytes| {
+        bytes[count..count + 4].copy_from_slice(&256_i32.to_le_bytes());
+        bytes.truncate(count + 4 + 4 * 256);
+    });
+    let arguments = ["quantize", "f16.gguf", "out.gguf", "Q4_K", "--imatrix", "other.dat"];
+    says(&folder.fails(1, &arguments), &[name, "256", "512", "importance"]);
+}
+
+#[test]
 fn a_dry_run_writes_nothing() {
     let folder = Folder::new();
     let before = folder.names();

@@ -35,7 +35,7 @@ pub(crate) struct Quantize {
 
 /// Every TYPE with a line about it, for `--help`.
 fn recipes() -> String {
-    let lines = Recipe::all().map(|recipe| format!("  {:8}  {}\n", recipe.name(), recipe.about()));
+    let lines = Recipe::all().map(|recipe| format!("  {:9}  {}\n", recipe.name(), recipe.about()));
     format!("Types and mixtures:\n{}", lines.collect::<String>())
 }
 
