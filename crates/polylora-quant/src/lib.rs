@@ -26,6 +26,4 @@ mod row;
 
 pub use format::{GgmlType, Importance, UnknownType};
 pub use isa::Isa;
-pub use row::{
-    RowError, changed_codes, dequantize, dequantize_with, quantize, quantize_with,
-};
+pub use row::{RowError, changed_codes, dequantize, dequantize_with, quantize, quantize_with};

@@ -299,7 +299,8 @@ fn weights_that_are_no_numbers_are_refused() {
 fn damaged_adapters_are_refused() {
     let folder = Folder::new();
     let weights = "adapter_model.safetensors";
-    let cases: [(&str, fn(&mut Vec<u8>)); 3] = [
+    type Damage = fn(&mut Vec<u8>);
+    let cases: [(&str, Damage); 3] = [
         ("short", |bytes| bytes.truncate(bytes.len() - 4)),
         ("length", |bytes| bytes[6] = 0xff),
         ("json", |bytes| bytes[8] = b'x'),

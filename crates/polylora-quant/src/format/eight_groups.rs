@@ -31,8 +31,8 @@ impl Header {
     pub(super) fn new(d: f32, dmin: f32, scale: [u8; GROUPS], min: [u8; GROUPS]) -> Header {
         let mut scales = [0; 12];
         for g in 0..4 {
-            scales[g] = scale[g] & 63 | scale[g + 4] >> 4 << 6;
-            scales[g + 4] = min[g] & 63 | min[g + 4] >> 4 << 6;
+            scales[g] = scale[g] | scale[g + 4] >> 4 << 6;
+            scales[g + 4] = min[g] | min[g + 4] >> 4 << 6;
             scales[g + 8] = scale[g + 4] & 15 | min[g + 4] << 4;
         }
         Header { d: Half::new(d), dmin: Half::new(dmin), scales }

@@ -72,6 +72,7 @@ pub(super) fn two_bits(codes: &[u8; 256]) -> [u8; 64] {
 impl Superblock<GROUPS> for Q2K {
     const TRIES: Tries = Tries { top: 3.0, first: -0.5, step: 0.1, steps: 15, magnitudes: true };
     const TOP: f32 = 15.0;
+    const BOUND: u8 = u8::MAX;
     const TEMPER: f32 = 1.0;
     /// A block without its codes.
     type Header = Block;

@@ -203,10 +203,7 @@ fn weighted<S: Simd>(s: S, weights: &[f32], importance: &[f32], out: &mut [Block
 /// weight farthest from zero the lowest code, then each code in turn to where it fits best with
 /// the others as they are, up to five times over. ggml's `make_q3_quants`.
 #[inline(always)]
-fn fit<S: Simd>(
-    s: S,
-    x: &[[S::F32; GROUP]; SETS],
-) -> ([S::F32; SETS], [[S::F32; GROUP]; SETS]) {
+fn fit<S: Simd>(s: S, x: &[[S::F32; GROUP]; SETS]) -> ([S::F32; SETS], [[S::F32; GROUP]; SETS]) {
     let zero = s.splat(0.0);
     let (lowest, highest) = (s.splat(-HALF), s.splat(HALF - 1.0));
     let mut codes = [[zero; GROUP]; SETS];

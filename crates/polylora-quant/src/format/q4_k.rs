@@ -47,6 +47,7 @@ impl Format for Q4K {
 impl Superblock<8> for Q4K {
     const TRIES: Tries = Tries { top: 15.0, first: -1.0, step: 0.1, steps: 20, magnitudes: false };
     const TOP: f32 = eight_groups::TOP;
+    const BOUND: u8 = 63;
     const TEMPER: f32 = 2.0;
     type Header = Header;
 

@@ -9,9 +9,7 @@
 //! weight = d * (q - 16)
 //! ```
 
-use super::short_block::{
-    ShortBlock, WEIGHTS, encode_signed, fifth_bits, five_bits, low_bits,
-};
+use super::short_block::{ShortBlock, WEIGHTS, encode_signed, fifth_bits, five_bits, low_bits};
 use super::{Codes, Encode, Format, Half, Importance};
 use crate::isa::Simd;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};

@@ -50,12 +50,15 @@ impl Format for Q5K {
 impl Superblock<8> for Q5K {
     const TRIES: Tries = Tries { top: 31.0, first: -0.5, step: 0.1, steps: 15, magnitudes: false };
     const TOP: f32 = eight_groups::TOP;
+    const BOUND: u8 = 63;
     const TEMPER: f32 = 2.0;
     type Header = Header;
 
     #[inline(always)]
     fn header(d: f32, dmin: f32, scale: [u8; 8], min: [u8; 8]) -> Header {
-        Header::new(d, dmin, scale, min)
+        // Unlike Q4_K, with importance too.
+        let bounded = |values: [u8; 8]| values.map(|value| value.min(Self::BOUND));
+        Header::new(d, dmin, bounded(scale), bounded(min))
     }
 
     #[inline(always)]

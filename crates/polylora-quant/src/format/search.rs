@@ -12,6 +12,22 @@ use crate::isa::{Lanes, Simd};
 /// ggml's GROUP_MAX_EPS: groups whose weights are all smaller are taken as zero.
 pub(super) const TINY: f32 = 1e-15;
 
+/// Sets of sixteen groups of `N` weights, in columns, and the importance of each weight.
+pub(super) struct Groups<F, const N: usize, const SETS: usize> {
+    /// The weights: `x[set][i]` is weight i of each group.
+    pub(super) x: [[F; N]; SETS],
+    /// Their importance.
+    pub(super) w: [[F; N]; SETS],
+}
+
+impl<F: Lanes, const N: usize, const SETS: usize> Groups<F, N, SETS> {
+    /// All are `value`.
+    #[inline(always)]
+    pub(super) fn filled(value: F) -> Self {
+        Groups { x: [[value; N]; SETS], w: [[value; N]; SETS] }
+    }
+}
+
 /// What [`scale_and_min`] tries: `steps + 1` scales that spread the group over about `top` steps,
 /// namely `top + first`, `top + first + step`, and so on.
 pub(super) struct Tries {
@@ -58,14 +74,14 @@ impl<F: Copy> Affine<F> {
 }
 
 /// For each try, finds the scale and offset that fit its codes best, and keeps the best of all.
-/// `w` is the importance of each weight. ggml's `make_qkx2_quants` and `make_qkx3_quants`.
+/// ggml's `make_qkx2_quants` and `make_qkx3_quants`.
 #[inline(always)]
 pub(super) fn scale_and_min<S: Simd, const N: usize, const SETS: usize>(
     s: S,
-    x: &[[S::F32; N]; SETS],
-    w: &[[S::F32; N]; SETS],
+    groups: &Groups<S::F32, N, SETS>,
     tries: &Tries,
 ) -> [Affine<S::F32>; SETS] {
+    let Groups { x, w } = groups;
     let zero = s.splat(0.0);
     let top = s.splat(tries.top);
 
@@ -87,7 +103,7 @@ pub(super) fn scale_and_min<S: Simd, const N: usize, const SETS: usize>(
         low[k] = zero.min(low[k]);
 
         let inverse = top / (high[k] - low[k]);
-        flat[k] = !inverse.le(s.splat(f32::MAX));
+        flat[k] = !inverse.le(s.splat(f32::MAX)); // Infinite: all weights are one, or nearly.
         for i in 0..N {
             codes[k][i] = nearest_between(s, inverse * (x[k][i] - low[k]), zero, top);
         }
@@ -96,7 +112,7 @@ pub(super) fn scale_and_min<S: Simd, const N: usize, const SETS: usize>(
         best[k].inverse = inverse;
         best[k].base = low[k];
     }
-    let mut best_error = errors(s, x, w, &codes, &scale, &low, tries.magnitudes);
+    let mut best_error = errors(s, groups, &codes, &scale, &low, tries.magnitudes);
 
     for step in 0..=tries.steps {
         let spread = tries.first + tries.step * f32::from(step) + tries.top;
@@ -104,19 +120,21 @@ pub(super) fn scale_and_min<S: Simd, const N: usize, const SETS: usize>(
         let mut upright = true;
         for k in 0..SETS {
             inverse[k] = s.splat(spread) / (high[k] - low[k]);
-            // Rounding may lift the new minimum of a nearly flat group over its highest weight.
+            // Rounding may lift the offset of a nearly flat group over its highest weight.
             upright &= !S::F32::any(!flat[k] & high[k].le(low[k]));
         }
         // Upright groups have no code above `spread`, but for an error in its seventh digit.
-        let bounds = match upright {
-            true if S::LOOKS_UP && tries.top < 29.0 => Bounds::Table,
-            true if spread < tries.top + 0.4 => Bounds::Low,
-            _ => Bounds::Both,
+        let bounds = if upright && S::LOOKS_UP && tries.top < 29.0 {
+            Bounds::Table
+        } else if upright && spread < tries.top + 0.4 {
+            Bounds::Low
+        } else {
+            Bounds::Both
         };
         let sums = match bounds {
-            Bounds::Table => sums(s, x, w, &low, &inverse, tries.top, Bounds::Table, &mut codes),
-            Bounds::Low => sums(s, x, w, &low, &inverse, tries.top, Bounds::Low, &mut codes),
-            Bounds::Both => sums(s, x, w, &low, &inverse, tries.top, Bounds::Both, &mut codes),
+            Bounds::Table => sums(s, groups, &low, &inverse, tries.top, Bounds::Table, &mut codes),
+            Bounds::Low => sums(s, groups, &low, &inverse, tries.top, Bounds::Low, &mut codes),
+            Bounds::Both => sums(s, groups, &low, &inverse, tries.top, Bounds::Both, &mut codes),
         };
 
         // Least squares in scale and offset; where the offset would be above zero, in the scale
@@ -133,9 +151,9 @@ pub(super) fn scale_and_min<S: Simd, const N: usize, const SETS: usize>(
                 / S::F32::select(above, l2, determinant);
         }
 
-        let error = errors(s, x, w, &codes, &scale, &offset, tries.magnitudes);
+        let error = errors(s, groups, &codes, &scale, &offset, tries.magnitudes);
         for k in 0..SETS {
-            let better = solvable[k] & error[k].lt(best_error[k]);
+            let better = solvable[k] & !flat[k] & error[k].lt(best_error[k]);
             best_error[k] = S::F32::select(better, error[k], best_error[k]);
             best[k].scale = S::F32::select(better, scale[k], best[k].scale);
             best[k].inverse = S::F32::select(better, inverse[k], best[k].inverse);
@@ -146,7 +164,7 @@ pub(super) fn scale_and_min<S: Simd, const N: usize, const SETS: usize>(
     }
 
     for k in 0..SETS {
-        // Where all weights of the group are (nearly) one: scale 0, codes 0.
+        // Flat groups are all offset: scale 0, codes 0.
         best[k].scale = S::F32::select(flat[k], zero, best[k].scale);
         best[k].inverse = S::F32::select(flat[k], zero, best[k].inverse);
         best[k].low = S::F32::select(flat[k], best[k].base, low[k]);
@@ -159,9 +177,9 @@ pub(super) fn scale_and_min<S: Simd, const N: usize, const SETS: usize>(
 enum Bounds {
     /// They are looked up: see [`Simd::nearest_code`].
     Table,
-    /// None is above the top.
+    /// From below: none is above the top.
     Low,
-    /// They may be on either side.
+    /// From both sides.
     Both,
 }
 
@@ -175,10 +193,10 @@ struct Sums<F> {
 
 /// The codes of `inverse * (x - low)`, and their sums.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // One index through many arrays.
 fn sums<S: Simd, const N: usize, const SETS: usize>(
     s: S,
-    x: &[[S::F32; N]; SETS],
-    w: &[[S::F32; N]; SETS],
+    groups: &Groups<S::F32, N, SETS>,
     low: &[S::F32; SETS],
     inverse: &[S::F32; SETS],
     top: f32,
@@ -189,7 +207,7 @@ fn sums<S: Simd, const N: usize, const SETS: usize>(
     let mut sums = [Sums { l: zero, l2: zero, xl: zero }; SETS];
     for i in 0..N {
         for k in 0..SETS {
-            let x = x[k][i];
+            let (x, w) = (groups.x[k][i], groups.w[k][i]);
             let code = inverse[k] * (x - low[k]);
             let code = match bounds {
                 Bounds::Table => s.nearest_code(code, top),
@@ -197,7 +215,7 @@ fn sums<S: Simd, const N: usize, const SETS: usize>(
                 Bounds::Both => nearest_between(s, code, zero, s.splat(top)),
             };
             codes[k][i] = code;
-            let wl = w[k][i] * code;
+            let wl = w * code;
             sums[k].l = sums[k].l + wl;
             sums[k].l2 = sums[k].l2 + wl * code;
             sums[k].xl = sums[k].xl + wl * x;
@@ -208,10 +226,10 @@ fn sums<S: Simd, const N: usize, const SETS: usize>(
 
 /// The sum of the errors of `scale * code + offset`, each by its importance.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // One index through many arrays.
 fn errors<S: Simd, const N: usize, const SETS: usize>(
     s: S,
-    x: &[[S::F32; N]; SETS],
-    w: &[[S::F32; N]; SETS],
+    groups: &Groups<S::F32, N, SETS>,
     codes: &[[S::F32; N]; SETS],
     scale: &[S::F32; SETS],
     offset: &[S::F32; SETS],
@@ -220,16 +238,16 @@ fn errors<S: Simd, const N: usize, const SETS: usize>(
     let mut error = [s.splat(0.0); SETS];
     for i in 0..N {
         for k in 0..SETS {
-            let off = scale[k] * codes[k][i] + offset[k] - x[k][i];
+            let off = scale[k] * codes[k][i] + offset[k] - groups.x[k][i];
             let off = if magnitudes { off.abs() } else { off * off };
-            error[k] = error[k] + w[k][i] * off;
+            error[k] = error[k] + groups.w[k][i] * off;
         }
     }
     error
 }
 
-/// Makes an importance of the matrix into that of a weight: times the weight's magnitude, but no
-/// less than that of the block's typical weight, whose square is `mean_square`.
+/// Makes the importance of a column, as the matrix has it, that of a weight: in proportion to its
+/// magnitude, though a typical weight's, whose square is `mean_square`, counts towards it.
 #[inline(always)]
 pub(super) fn temper<F: Lanes, const N: usize>(w: &mut [F; N], x: &[F; N], mean_square: F) {
     for (w, &x) in w.iter_mut().zip(x) {
@@ -245,6 +263,10 @@ pub(super) fn nearest_between<S: Simd>(s: S, x: S::F32, low: S::F32, high: S::F3
 
 /// A scale for values of at least zero, and their codes in `0..=top`, best for the importance `w`.
 /// ggml's `make_qp_quants`.
+///
+/// Now and then a value is below zero (the search before this one can end in a negative scale,
+/// where importance leaves it next to nothing to go by). Then ggml's code wraps around in its
+/// `uint8_t`, and so does ours.
 #[inline(always)]
 pub(super) fn positive_scale<S: Simd, const N: usize>(
     s: S,
@@ -253,7 +275,6 @@ pub(super) fn positive_scale<S: Simd, const N: usize>(
     top: f32,
 ) -> (S::F32, [S::F32; N]) {
     let zero = s.splat(0.0);
-    let one = s.splat(1.0);
     let levels = s.splat(top);
     let mut high = zero;
     for &x in x {
@@ -261,34 +282,29 @@ pub(super) fn positive_scale<S: Simd, const N: usize>(
     }
     let empty = high.lt(s.splat(TINY));
 
-    // Nine ways to spread the values over about `top` steps; the first is `top` itself.
+    let mut codes = [zero; N];
     let mut best_inverse = levels / high;
-    let mut best_error = zero;
-    let mut first = true;
-    for step in [0.0, -4.0, -3.0, -2.0, -1.0, 1.0, 2.0, 3.0, 4.0] {
+    for (code, &x) in codes.iter_mut().zip(x) {
+        *code = wrapped(s, s.nearest_int(best_inverse * x));
+    }
+    let mut best_error = positive_error(s, x, w, best_inverse, &codes);
+    for step in [-4.0, -3.0, -2.0, -1.0, 1.0, 2.0, 3.0, 4.0] {
         let inverse = s.splat(0.1 * step + top) / high;
-        let scale = one / inverse;
-        let mut error = zero;
-        for (&x, &w) in x.iter().zip(w) {
-            let code = s.nearest(inverse * x).min(levels);
-            let difference = x - scale * code;
-            error = error + w * difference * difference;
+        for (code, &x) in codes.iter_mut().zip(x) {
+            *code = s.nearest_int(inverse * x).min(levels);
         }
-        if first {
-            (best_error, first) = (error, false);
-        } else {
-            let better = error.lt(best_error);
-            best_error = S::F32::select(better, error, best_error);
-            best_inverse = S::F32::select(better, inverse, best_inverse);
-        }
+        let error = positive_error(s, x, w, inverse, &codes);
+        let better = error.lt(best_error);
+        best_error = S::F32::select(better, error, best_error);
+        best_inverse = S::F32::select(better, inverse, best_inverse);
     }
 
-    let mut codes = [zero; N];
     let (mut sum_xl, mut sum_l2) = (zero, zero);
     for i in 0..N {
-        codes[i] = s.nearest(best_inverse * x[i]).min(levels);
-        sum_xl = sum_xl + w[i] * x[i] * codes[i];
-        sum_l2 = sum_l2 + w[i] * codes[i] * codes[i];
+        let code = s.nearest_int(best_inverse * x[i]).min(levels);
+        sum_xl = sum_xl + w[i] * x[i] * code;
+        sum_l2 = sum_l2 + w[i] * code * code;
+        codes[i] = wrapped(s, code);
     }
 
     // Sweeps: each code in turn goes where it fits best with the others as they are. A lane that
@@ -299,14 +315,14 @@ pub(super) fn positive_scale<S: Simd, const N: usize>(
             let wx = w[i] * x[i];
             let others_xl = sum_xl - wx * codes[i];
             let others_l2 = sum_l2 - w[i] * codes[i] * codes[i];
-            let code = s.nearest(x[i] * others_l2 / others_xl).min(levels);
+            let code = s.nearest_int(x[i] * others_l2 / others_xl).min(levels);
             let new_xl = others_xl + wx * code;
             let new_l2 = others_l2 + w[i] * code * code;
             let better = zero.lt(others_xl)
                 & zero.lt(others_l2)
                 & !code.eq(codes[i])
                 & (sum_xl * sum_xl * new_l2).lt(new_xl * new_xl * sum_l2);
-            codes[i] = S::F32::select(better, code, codes[i]);
+            codes[i] = S::F32::select(better, wrapped(s, code), codes[i]);
             sum_xl = S::F32::select(better, new_xl, sum_xl);
             sum_l2 = S::F32::select(better, new_l2, sum_l2);
             changed = changed | better;
@@ -321,6 +337,31 @@ pub(super) fn positive_scale<S: Simd, const N: usize>(
         *code = S::F32::select(empty, zero, *code);
     }
     (S::F32::select(empty, zero, scale), codes)
+}
+
+/// The error of `code / inverse`, each by its importance.
+#[inline(always)]
+fn positive_error<S: Simd, const N: usize>(
+    s: S,
+    x: &[S::F32; N],
+    w: &[S::F32; N],
+    inverse: S::F32,
+    codes: &[S::F32; N],
+) -> S::F32 {
+    let scale = s.splat(1.0) / inverse;
+    let mut error = s.splat(0.0);
+    for i in 0..N {
+        let off = x[i] - scale * codes[i];
+        error = error + w[i] * off * off;
+    }
+    error
+}
+
+/// An integer's low byte: what is left of it in a `uint8_t`.
+#[inline(always)]
+fn wrapped<S: Simd>(s: S, code: S::F32) -> S::F32 {
+    let rest = code - (code * s.splat(1.0 / 256.0)).trunc() * s.splat(256.0);
+    S::F32::select(rest.lt(s.splat(0.0)), rest + s.splat(256.0), rest)
 }
 
 /// A scale for each of sixteen groups, of either sign: weight = `scale * code`.

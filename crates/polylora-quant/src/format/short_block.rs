@@ -4,7 +4,7 @@
 //! a fifth bit goes to bit i of a word of 32.
 
 use super::columns::columns;
-use super::search::{Tries, scale_and_min, signed_scale, temper};
+use super::search::{Groups, Tries, scale_and_min, signed_scale, temper};
 use super::{Format, codes};
 use crate::isa::{LANES, Lanes, Simd};
 
@@ -152,16 +152,16 @@ fn weighted_affine<S: Simd, F: ShortBlock, const SETS: usize>(
     let mean_square = s.splat(mean_square(weights));
     let steps = weights.chunks(SETS * STEP).zip(importance.chunks(SETS * STEP));
     for ((weights, importance), out) in steps.zip(out.chunks_mut(SETS * LANES)) {
-        let mut x = [[s.splat(0.0); WEIGHTS]; SETS];
-        let mut w = x;
+        let mut groups = Groups::<S::F32, WEIGHTS, SETS>::filled(s.splat(0.0));
         for (k, (weights, importance)) in
             weights.chunks(STEP).zip(importance.chunks(STEP)).enumerate()
         {
-            x[k] = columns(s, weights);
-            w[k] = columns(s, importance);
-            temper(&mut w[k], &x[k], mean_square);
+            let (x, w) = (&mut groups.x[k], &mut groups.w[k]);
+            *x = columns(s, weights);
+            *w = columns(s, importance);
+            temper(w, x, mean_square);
         }
-        let found = scale_and_min(s, &x, &w, &Tries::weighted(top));
+        let found = scale_and_min(s, &groups, &Tries::weighted(top));
         let sets = weights.chunks(STEP).zip(out.chunks_mut(LANES));
         for ((weights, out), found) in sets.zip(&found) {
             let (scale, low) = (found.scale.to_array(), found.low.to_array());

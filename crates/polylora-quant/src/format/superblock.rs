@@ -2,7 +2,7 @@
 //! a scale and a minimum, which are rounded in turn to steps `d` and `dmin` of the superblock.
 
 use super::columns::{columns, runs};
-use super::search::{Affine, Tries, positive_scale, scale_and_min, temper};
+use super::search::{Affine, Groups, Tries, positive_scale, scale_and_min, temper};
 use super::{Format, codes};
 use crate::isa::{LANES, Lanes, Simd, nearest_int};
 
@@ -19,6 +19,9 @@ pub(super) trait Superblock<const GROUPS: usize>: Format {
     const TRIES: Tries;
     /// The highest scale and minimum of a group.
     const TOP: f32;
+    /// What bounds a scale or minimum where there is no importance. ggml has a bound in some formats
+    /// only; it matters where the search ends in a negative scale, which wraps around in a byte.
+    const BOUND: u8;
     /// How much of the superblock's mean square goes into its importance: see [`temper`].
     const TEMPER: f32;
     /// The part of a block that is known before the codes.
@@ -51,7 +54,7 @@ pub(super) fn encode<S: Simd, F: Superblock<GROUPS>, const GROUPS: usize, const 
             fit::<S, GROUP, 1>(s, weights, importance, &F::TRIES, F::TEMPER)
         };
         let steps = match importance {
-            None => steps_of_largest::<GROUPS>(&fits, F::TOP),
+            None => steps_of_largest::<GROUPS>(&fits, F::TOP, F::BOUND),
             Some(_) => weighted_steps::<S, GROUPS>(s, &fits, F::TOP),
         };
         let (blocks, _) = weights.as_chunks::<WEIGHTS>();
@@ -90,7 +93,6 @@ fn fit<S: Simd, const GROUP: usize, const SETS: usize>(
     tries: &Tries,
     tempered: f32,
 ) -> Fits {
-    let zero = s.splat(0.0);
     let mut fits = Fits::filled([[0.0; LANES]; BATCH]);
     let mean_squares = match importance {
         None => [0.0; BATCH],
@@ -98,26 +100,27 @@ fn fit<S: Simd, const GROUP: usize, const SETS: usize>(
     };
     let set_len = LANES * GROUP;
     for (n, weights) in weights.chunks(SETS * set_len).enumerate() {
-        let (mut x, mut w) = ([[zero; GROUP]; SETS], [[zero; GROUP]; SETS]);
+        let mut groups = Groups::<S::F32, GROUP, SETS>::filled(s.splat(0.0));
         for (k, weights) in weights.chunks(set_len).enumerate() {
-            x[k] = columns(s, weights);
+            let (x, w) = (&mut groups.x[k], &mut groups.w[k]);
+            *x = columns(s, weights);
             match importance {
-                None => w[k] = plain_importance(s, &x[k], tries.magnitudes),
+                None => *w = plain_importance(s, x, tries.magnitudes),
                 Some(importance) => {
                     let first = (n * SETS + k) * set_len;
-                    w[k] = columns(s, &importance[first..][..weights.len()]);
+                    *w = columns(s, &importance[first..][..weights.len()]);
                     let mut lanes = [0.0; LANES];
                     for (lane, mean_square) in lanes.iter_mut().enumerate() {
                         *mean_square = mean_squares[(first + lane * GROUP) / WEIGHTS];
                     }
-                    temper(&mut w[k], &x[k], s.load(&lanes));
+                    temper(w, x, s.load(&lanes));
                 }
             }
         }
         // Two calls, so that each has its numbers as constants.
         let found = match importance {
-            None => scale_and_min(s, &x, &w, tries),
-            Some(_) => scale_and_min(s, &x, &w, &Tries::weighted(tries.top)),
+            None => scale_and_min(s, &groups, tries),
+            Some(_) => scale_and_min(s, &groups, &Tries::weighted(tries.top)),
         };
         for (k, found) in found.iter().enumerate() {
             let set = n * SETS + k;
@@ -176,7 +179,7 @@ type Steps<const GROUPS: usize> = [(f32, [u8; GROUPS]); LANES];
 
 /// The largest is `top` steps.
 #[inline(always)]
-fn steps_of_largest<const GROUPS: usize>(fits: &Fits, top: f32) -> Steps<GROUPS> {
+fn steps_of_largest<const GROUPS: usize>(fits: &Fits, top: f32, bound: u8) -> Steps<GROUPS> {
     let mut steps = [(0.0, [0; GROUPS]); LANES];
     let scales = fits.scale.as_flattened().as_chunks::<GROUPS>().0;
     let lows = fits.low.as_flattened().as_chunks::<GROUPS>().0;
@@ -188,7 +191,7 @@ fn steps_of_largest<const GROUPS: usize>(fits: &Fits, top: f32) -> Steps<GROUPS>
             }
             let inverse = if largest > 0.0 { top / largest } else { 0.0 };
             for (code, value) in steps[at].1.iter_mut().zip(values) {
-                *code = (nearest_int(inverse * value) as u8).min(top as u8);
+                *code = (nearest_int(inverse * value) as u8).min(bound);
             }
             steps[at].0 = largest / top;
         }

@@ -171,10 +171,8 @@ impl Lanes for F32 {
     }
     #[inline(always)]
     fn largest(self) -> f32 {
-        let eight = op!(_mm256_max_ps(
-            _mm512_castps512_ps256(self.0),
-            _mm512_extractf32x8_ps::<1>(self.0)
-        ));
+        let eight =
+            op!(_mm256_max_ps(_mm512_castps512_ps256(self.0), _mm512_extractf32x8_ps::<1>(self.0)));
         super::avx2::largest_of_eight(eight)
     }
     #[inline(always)]
