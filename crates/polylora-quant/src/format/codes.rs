@@ -2,13 +2,13 @@
 
 use crate::isa::{LANES, Lanes, Simd};
 
-/// `round(inverse * (x - base))`, kept in `0..=top`; 0 for NaN.
+/// `round(inverse * (x - base))`, kept in `0..=top`.
 #[inline(always)]
 pub(super) fn above<S: Simd>(s: S, x: &[f32], base: f32, inverse: f32, top: f32, out: &mut [u8]) {
     let (base, inverse) = (s.splat(base), s.splat(inverse));
     let (zero, top) = (s.splat(0.0), s.splat(top));
     for (x, out) in x.as_chunks::<LANES>().0.iter().zip(out.as_chunks_mut::<LANES>().0) {
-        *out = s.nearest(inverse * (s.load(x) - base)).max(zero).min(top).to_bytes();
+        *out = s.nearest_int(inverse * (s.load(x) - base)).max(zero).min(top).to_bytes();
     }
 }
 

@@ -12,6 +12,9 @@ use crate::isa::{Lanes, Simd};
 /// ggml's GROUP_MAX_EPS: groups whose weights are all smaller are taken as zero.
 pub(super) const TINY: f32 = 1e-15;
 
+/// 2^22: how far [`Simd::nearest`] goes.
+const NEAREST_RANGE: f32 = 4_194_304.0;
+
 /// Sets of sixteen groups of `N` weights, in columns, and the importance of each weight.
 pub(super) struct Groups<F, const N: usize, const SETS: usize> {
     /// The weights: `x[set][i]` is weight i of each group.
@@ -112,29 +115,29 @@ pub(super) fn scale_and_min<S: Simd, const N: usize, const SETS: usize>(
         best[k].inverse = inverse;
         best[k].base = low[k];
     }
+    let lowest = low;
     let mut best_error = errors(s, groups, &codes, &scale, &low, tries.magnitudes);
 
     for step in 0..=tries.steps {
         let spread = tries.first + tries.step * f32::from(step) + tries.top;
         let mut inverse = [zero; SETS];
-        let mut upright = true;
+        let mut wild = false;
         for k in 0..SETS {
             inverse[k] = s.splat(spread) / (high[k] - low[k]);
-            // Rounding may lift the offset of a nearly flat group over its highest weight.
-            upright &= !S::F32::any(!flat[k] & high[k].le(low[k]));
+            // Where some weights do not count, the offset may leave them far below; and rounding
+            // may lift that of a nearly flat group over its highest weight.
+            let far_below = (inverse[k] * (lowest[k] - low[k])).lt(s.splat(-NEAREST_RANGE));
+            wild |= S::F32::any(!flat[k] & (far_below | high[k].le(low[k])));
         }
-        // Upright groups have no code above `spread`, but for an error in its seventh digit.
-        let bounds = if upright && S::LOOKS_UP && tries.top < 29.0 {
-            Bounds::Table
-        } else if upright && spread < tries.top + 0.4 {
-            Bounds::Low
+        // But for an error in the seventh digit, no code is above `spread`.
+        let sums = if wild {
+            sums(s, groups, &low, &inverse, tries.top, Bounds::Wild, &mut codes)
+        } else if S::LOOKS_UP && tries.top < 29.0 {
+            sums(s, groups, &low, &inverse, tries.top, Bounds::Table, &mut codes)
+        } else if spread < tries.top + 0.4 {
+            sums(s, groups, &low, &inverse, tries.top, Bounds::Low, &mut codes)
         } else {
-            Bounds::Both
-        };
-        let sums = match bounds {
-            Bounds::Table => sums(s, groups, &low, &inverse, tries.top, Bounds::Table, &mut codes),
-            Bounds::Low => sums(s, groups, &low, &inverse, tries.top, Bounds::Low, &mut codes),
-            Bounds::Both => sums(s, groups, &low, &inverse, tries.top, Bounds::Both, &mut codes),
+            sums(s, groups, &low, &inverse, tries.top, Bounds::Both, &mut codes)
         };
 
         // Least squares in scale and offset; where the offset would be above zero, in the scale
@@ -172,7 +175,7 @@ pub(super) fn scale_and_min<S: Simd, const N: usize, const SETS: usize>(
     best
 }
 
-/// How rounded codes are kept in their range.
+/// How codes are rounded and kept in their range.
 #[derive(Clone, Copy)]
 enum Bounds {
     /// They are looked up: see [`Simd::nearest_code`].
@@ -181,6 +184,8 @@ enum Bounds {
     Low,
     /// From both sides.
     Both,
+    /// From both sides, and some are out of the range of [`Simd::nearest`].
+    Wild,
 }
 
 /// Sums over a group of importance times code, times its square, and times code and weight.
@@ -213,6 +218,7 @@ fn sums<S: Simd, const N: usize, const SETS: usize>(
                 Bounds::Table => s.nearest_code(code, top),
                 Bounds::Low => s.nearest(code).max(zero),
                 Bounds::Both => nearest_between(s, code, zero, s.splat(top)),
+                Bounds::Wild => s.nearest_int(code).max(zero).min(s.splat(top)),
             };
             codes[k][i] = code;
             let wl = w * code;
