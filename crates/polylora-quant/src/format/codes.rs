@@ -120,3 +120,64 @@ fn first_zero(value: f32, x: &[f32]) -> f32 {
     }
     x.iter().copied().find(|&x| x == 0.0).unwrap_or(value)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::{Isa, Kernel};
+
+    struct Rounded([f32; LANES]);
+
+    impl Kernel for Rounded {
+        type Output = [u8; LANES];
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> [u8; LANES] {
+            let mut out = [0; LANES];
+            rounded(s, &self.0, 1.0, &mut out);
+            out
+        }
+    }
+
+    #[test]
+    fn halves_round_away_from_zero() {
+        // Every value that codes can have, a half more, and the numbers on either side of these.
+        for whole in -127..=127i8 {
+            for middle in [f32::from(whole), f32::from(whole) + 0.5] {
+                let x = [middle.next_down(), middle, middle.next_up()];
+                let want = x.map(|x| x.round() as i32 as u8);
+                for isa in Isa::available() {
+                    let mut row = [0.0; LANES];
+                    row[..3].copy_from_slice(&x);
+                    assert_eq!(isa.run(Rounded(row))[..3], want, "{x:?}, {}", isa.name());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_of_equals_is_taken() {
+        struct Ends;
+        impl Kernel for Ends {
+            type Output = ();
+
+            #[inline(always)]
+            fn run<S: Simd>(self, s: S) {
+                let mut x = [0.0; 32];
+                assert!(farthest(s, &[-0.0; 32]).is_sign_positive());
+                (x[3], x[20], x[21]) = (1.0, -2.0, 2.0);
+                assert_eq!(farthest(s, &x), -2.0);
+                (x[3], x[20]) = (2.0, 1.0);
+                assert_eq!(farthest(s, &x), 2.0);
+                x[0] = -0.0;
+                assert!(range(s, &x).0.is_sign_negative());
+                x[0] = 1.0;
+                assert!(range(s, &x).0.is_sign_positive());
+                assert_eq!(farthest(s, &[f32::NAN; 32]), 0.0);
+            }
+        }
+        for isa in Isa::available() {
+            isa.run(Ends);
+        }
+    }
+}
