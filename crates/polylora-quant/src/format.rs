@@ -6,6 +6,7 @@
 //! sizes and tests follow from these.
 
 use crate::isa::{Isa, Simd};
+use crate::product::{panels, rows, rows::Rows};
 use crate::row;
 use std::fmt;
 use std::str::FromStr;
@@ -59,9 +60,16 @@ pub trait Format: 'static {
     const WEIGHTS: usize;
     /// Weights that share a scale and a minimum.
     const GROUP: usize;
+    /// The lowest code that any bytes decode to.
+    const MIN_CODE: i8;
+    /// The highest code that any bytes decode to.
+    const MAX_CODE: i8;
 
     /// Decodes any bytes: the codes and scales of garbage are garbage (perhaps NaN), never a panic.
-    fn decode(block: &Self::Block, out: &mut Codes);
+    ///
+    /// Fast where it works on [`Bytes`](crate::isa::Bytes): a loop over single bytes becomes
+    /// vectors or not, as the compiler's heuristics fall.
+    fn decode<S: Simd>(simd: S, block: &Self::Block, out: &mut Codes);
 }
 
 /// A format that can be written.
@@ -109,9 +117,20 @@ pub struct Half(U16);
 
 impl Half {
     /// Exactly.
+    ///
+    /// By arithmetic: the `half` crate asks the CPU at each call, which costs more than it saves.
     #[inline(always)]
     pub fn get(self) -> f32 {
-        half::f16::from_bits(self.0.get()).to_f32()
+        let bits = u32::from(self.0.get());
+        let sign = (bits & 0x8000) << 16;
+        // Exponent and mantissa, moved to where a single has them.
+        let rest = (bits & 0x7fff) << 13;
+        // A half's exponent is biased by 15, a single's by 127; infinity must stay the highest.
+        let normal = f32::from_bits(rest + (224 << 23)) * f32::from_bits(15 << 23);
+        // The mantissa of a subnormal counts from 2^-24: below a half, single precision does too.
+        let subnormal = f32::from_bits((rest >> 13) + (126 << 23)) - 0.5;
+        let value = if rest < 1 << 23 { subnormal } else { normal };
+        f32::from_bits(value.to_bits() | sign)
     }
 
     /// To the nearest, ties to even.
@@ -130,7 +149,14 @@ pub(crate) struct FormatInfo {
     block_bytes: usize,
     pub(crate) dequantize: DequantizeRow,
     pub(crate) changed_codes: fn(Isa, &[u8], &[u8]) -> usize,
+    pub(crate) product: Option<Product>,
     pub(crate) encoder: Option<Encoder>,
+}
+
+/// How a type of blocks is multiplied.
+pub(crate) struct Product {
+    pub(crate) rows: fn(Isa, Rows<'_>),
+    pub(crate) panels: panels::Layout,
 }
 
 pub(crate) struct Encoder {
@@ -145,6 +171,14 @@ impl FormatInfo {
             block_bytes: size_of::<F::Block>(),
             dequantize: row::dequantize_blocks::<F>,
             changed_codes: row::changed_codes_of_blocks::<F>,
+            product: Some(Product {
+                rows: rows::multiply_rows::<F>,
+                panels: panels::Layout {
+                    group: F::GROUP,
+                    top: F::MAX_CODE as i32 - F::MIN_CODE as i32,
+                    decode: panels::decode_rows::<F>,
+                },
+            }),
             encoder: None,
         }
     }
@@ -160,6 +194,7 @@ impl FormatInfo {
             block_bytes: size_of::<F::Bits>(),
             dequantize: row::widen::<F>,
             changed_codes: row::changed_numbers::<F>,
+            product: None,
             encoder: Some(Encoder { importance: Importance::Ignored, quantize: row::narrow::<F> }),
         }
     }
@@ -365,4 +400,18 @@ pub enum UnknownType {
 
 fn names() -> String {
     GgmlType::ALL.iter().map(|ty| ty.name().to_ascii_lowercase()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_half_is_widened_exactly() {
+        for bits in 0..=u16::MAX {
+            let want = half::f16::from_bits(bits).to_f32();
+            let got = Half(U16::new(bits)).get();
+            assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{bits:#x}");
+        }
+    }
 }

@@ -7,7 +7,8 @@
 //!
 //! Every instruction set gives the same bits: the operations here are IEEE single precision,
 //! lane by lane, never fused, never reordered. A file merged on one machine is byte for byte the
-//! file merged on another.
+//! file merged on another. Only [`Lanes::mul_add`] makes a difference: it is for products, which
+//! no file holds.
 
 use std::ops::{Add, BitAnd, BitOr, Div, Mul, Not, Sub};
 use std::str::FromStr;
@@ -54,6 +55,22 @@ pub trait Lanes:
     fn trunc(self) -> Self;
     /// The lanes in order.
     fn to_array(self) -> [f32; LANES];
+    /// `self * factor + summand`, rounded once where the CPU can do that at the cost of one
+    /// operation, else twice.
+    fn mul_add(self, factor: Self, summand: Self) -> Self;
+    /// 2 to the power of each lane. For whole numbers in `-126..=127`.
+    fn power_of_two(self) -> Self;
+    /// The sum of the lanes: of the halves, then of the halves of that.
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        let mut lanes = self.to_array();
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                lanes[i] += lanes[i + half];
+            }
+        }
+        lanes[0]
+    }
     /// The low byte of each lane as a C compiler for x86 casts it to int: toward zero, and
     /// `i32::MIN` (so 0) for NaN and what an int cannot hold.
     fn to_bytes(self) -> [u8; LANES];
@@ -81,10 +98,26 @@ pub trait Lanes:
     }
 }
 
+/// Thirty-two bytes side by side: packed codes.
+pub trait Bytes: Copy + BitOr<Output = Self> {
+    /// Of each byte, `count` bits from bit `from` on.
+    fn bits(self, from: u32, count: u32) -> Self;
+    /// Each byte shifted up, where no bits are lost.
+    fn up(self, by: u32) -> Self;
+    /// Each byte less `offset`, wrapping.
+    fn less(self, offset: u8) -> Self;
+    /// `table[byte]` for each byte, which is at most 15.
+    fn look_up(self, table: &[i8; 16]) -> Self;
+    /// To memory.
+    fn store(self, out: &mut [i8; 32]);
+}
+
 /// A token for one instruction set: its vectors of sixteen `f32`.
 pub trait Simd: Copy {
     /// Sixteen `f32`.
     type F32: Lanes;
+    /// Thirty-two bytes.
+    type Bytes: Bytes;
     /// Whether there are registers enough to work on two vectors side by side, each with its own
     /// sums, so that one goes on where the other waits.
     const ROOMY: bool = false;
@@ -115,6 +148,71 @@ pub trait Simd: Copy {
     /// As [`nearest`](Simd::nearest), but for what is out of its range, infinite or NaN what
     /// ggml's `nearest_int` gives: see [`nearest_int`].
     fn nearest_int(self, x: Self::F32) -> Self::F32;
+
+    /// From memory.
+    fn bytes(self, bytes: &[u8; 32]) -> Self::Bytes;
+    /// The low four bits of each byte, and after them the high four.
+    fn nibbles(self, bytes: &[u8; 16]) -> Self::Bytes;
+    /// Bit `i` as byte `i`, 0 or 1.
+    fn one_bit_each(self, bits: u32) -> Self::Bytes;
+    /// The lanes from memory, as whole numbers.
+    fn load_whole(self, lanes: &[i8; LANES]) -> Self::F32;
+
+    /// The highest weight code that [`dot`](Simd::dot) and [`tile`](Simd::tile) multiply as an
+    /// unsigned byte without an overflow on the way.
+    const TOP_CODE: i32;
+    /// The most tokens in a tile.
+    const TILE: usize;
+    /// Tokens in a tile: what the registers can hold, for codes of which `span` products fit in
+    /// sixteen bits.
+    #[inline(always)]
+    fn tile_tokens(span: usize) -> usize {
+        let _ = span;
+        Self::TILE
+    }
+
+    /// The lanes from memory, in half precision.
+    fn load_half(self, lanes: &[u16; LANES]) -> Self::F32;
+    /// `lanes[i / 4]` in lane `i`.
+    fn by_four(self, lanes: &[f32; 4]) -> Self::F32;
+    /// `low` in lanes 0 to 7, `high` in 8 to 15.
+    fn by_eight(self, low: f32, high: f32) -> Self::F32;
+    /// Asks for the cache line `ahead` bytes from the start of `bytes`, perhaps beyond their end.
+    #[inline(always)]
+    fn prefetch(self, bytes: &[u8], ahead: usize) {
+        let _ = (bytes, ahead);
+    }
+
+    /// Sums of `weights[k] * x[k]`: lanes `4 * g` to `4 * g + 3` add up to that of the sixteen `k`
+    /// from `16 * g` on.
+    ///
+    /// The weights' codes are unsigned bytes up to [`TOP_CODE`](Simd::TOP_CODE), or, with
+    /// `SIGNED`, signed ones. `x` never holds -128.
+    fn dot<const SIGNED: bool>(self, weights: &[u8; 64], x: &[i8; 64]) -> Self::F32;
+
+    /// Lane `r` of `out[t]`: the sum of `weights[q][4 * r + i] * x[t][q][i]` over all `q` and four
+    /// `i`: sixteen rows by `T` tokens. `weights` and all of `x` are of one length.
+    ///
+    /// The weights' codes are as in [`dot`](Simd::dot). Of unsigned ones, the products for `span`
+    /// times one `q` are never more than sixteen bits hold: see [`span`].
+    fn tile<const T: usize, const SIGNED: bool>(
+        self,
+        weights: &[[u8; 64]],
+        x: [&[[i8; 4]]; T],
+        span: usize,
+    ) -> [Self::F32; T];
+}
+
+/// How many sums of two products fit in sixteen bits, a power of two up to 8, where one factor is
+/// a weight's code up to `top` and the other an activation's, at most 127. At least one, which
+/// [`Simd::TOP_CODE`] is to see to.
+pub const fn span(top: i32) -> usize {
+    match i16::MAX as i32 / (2 * 127 * top) {
+        ..2 => 1,
+        2..4 => 2,
+        4..8 => 4,
+        8.. => 8,
+    }
 }
 
 /// Code that is compiled for every instruction set: a closure that is generic over [`Simd`].

@@ -1,4 +1,5 @@
-//! ggml's tensor formats: every block layout, decoded bit for bit and encoded byte for byte.
+//! ggml's tensor formats: every block layout, decoded bit for bit and encoded byte for byte; and
+//! the products and other arithmetic that a transformer needs of them.
 //!
 //! A format is one file in [`mod@format`] and one row in its table; all else (sizes, rows, tests,
 //! the documents) is derived from that. This crate works on the caller's slices: no I/O, no
@@ -20,9 +21,12 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod attention;
 pub mod format;
 pub mod isa;
+pub mod product;
 mod row;
+pub mod vector;
 
 pub use format::{GgmlType, Importance, UnknownType};
 pub use isa::Isa;

@@ -41,6 +41,27 @@ pub enum RowError {
         /// Number of importances.
         importance: usize,
     },
+    /// Products of codes are for types of blocks.
+    #[error("{0} has no codes to multiply: multiply it in single precision")]
+    NotBlocks(GgmlType),
+    /// One result for each row and token.
+    #[error("{out} places for the products of {rows} rows and {tokens} tokens")]
+    Output {
+        /// Number of weight rows.
+        rows: usize,
+        /// Number of tokens asked for.
+        tokens: usize,
+        /// Length of the output.
+        out: usize,
+    },
+    /// No such token.
+    #[error("token {token} of a batch of {held}")]
+    Token {
+        /// The one asked for.
+        token: u32,
+        /// How many there are.
+        held: usize,
+    },
 }
 
 fn check_length(ty: GgmlType, weights: usize, bytes: usize) -> Result<(), RowError> {
@@ -137,7 +158,9 @@ pub fn changed_codes(ty: GgmlType, before: &[u8], after: &[u8]) -> Result<usize,
 }
 
 /// A tensor's bytes as blocks. The lengths were checked by the caller.
-fn blocks<B: FromBytes + zerocopy::Immutable + zerocopy::KnownLayout + zerocopy::Unaligned>(
+pub(crate) fn blocks<
+    B: FromBytes + zerocopy::Immutable + zerocopy::KnownLayout + zerocopy::Unaligned,
+>(
     bytes: &[u8],
 ) -> &[B] {
     <[B]>::ref_from_bytes(bytes).expect("whole blocks")
@@ -161,10 +184,10 @@ pub(crate) fn dequantize_blocks<F: Format>(isa: Isa, bytes: &[u8], out: &mut [f3
         type Output = ();
 
         #[inline(always)]
-        fn run<S: Simd>(self, _: S) {
+        fn run<S: Simd>(self, s: S) {
             let mut codes = Codes::ZERO;
             for (block, out) in self.0.iter().zip(self.1.chunks_exact_mut(F::WEIGHTS)) {
-                F::decode(block, &mut codes);
+                F::decode(s, block, &mut codes);
                 let groups = codes.codes[..F::WEIGHTS].chunks_exact(F::GROUP);
                 for (g, (group, out)) in groups.zip(out.chunks_exact_mut(F::GROUP)).enumerate() {
                     let (scale, min) = (codes.scales[g], codes.mins[g]);
@@ -206,12 +229,12 @@ pub(crate) fn changed_codes_of_blocks<F: Format>(isa: Isa, before: &[u8], after:
         type Output = usize;
 
         #[inline(always)]
-        fn run<S: Simd>(self, _: S) -> usize {
+        fn run<S: Simd>(self, s: S) -> usize {
             let (mut before, mut after) = (Codes::ZERO, Codes::ZERO);
             let mut changed = 0;
             for (block_before, block_after) in self.0.iter().zip(self.1) {
-                F::decode(block_before, &mut before);
-                F::decode(block_after, &mut after);
+                F::decode(s, block_before, &mut before);
+                F::decode(s, block_after, &mut after);
                 let pairs = before.codes[..F::WEIGHTS].iter().zip(&after.codes[..F::WEIGHTS]);
                 changed += pairs.map(|(a, b)| u32::from(a != b)).sum::<u32>() as usize;
             }

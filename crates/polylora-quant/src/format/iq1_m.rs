@@ -17,6 +17,7 @@
 
 use super::codebook::IQ1;
 use super::{Codes, Format, Half};
+use crate::isa::Simd;
 use zerocopy::little_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -36,9 +37,11 @@ impl Format for IQ1M {
     type Block = Block;
     const WEIGHTS: usize = 256;
     const GROUP: usize = 16;
+    const MIN_CODE: i8 = -9;
+    const MAX_CODE: i8 = 9;
 
     #[inline(always)]
-    fn decode(block: &Block, out: &mut Codes) {
+    fn decode<S: Simd>(_: S, block: &Block, out: &mut Codes) {
         let scales = block.scales.map(U16::get);
         let d = scales.iter().rev().fold(0, |bits, scale| bits << 4 | scale >> 12);
         let d = Half(U16::new(d)).get();

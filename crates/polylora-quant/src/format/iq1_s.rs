@@ -16,6 +16,7 @@
 
 use super::codebook::IQ1;
 use super::{Codes, Format, Half};
+use crate::isa::Simd;
 use zerocopy::little_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -35,9 +36,11 @@ impl Format for IQ1S {
     type Block = Block;
     const WEIGHTS: usize = 256;
     const GROUP: usize = 32;
+    const MIN_CODE: i8 = -9;
+    const MAX_CODE: i8 = 9;
 
     #[inline(always)]
-    fn decode(block: &Block, out: &mut Codes) {
+    fn decode<S: Simd>(_: S, block: &Block, out: &mut Codes) {
         let d = block.d.get();
         let (qs, _) = block.qs.as_chunks::<4>();
         let (groups, _) = out.codes.as_chunks_mut::<32>();

@@ -16,6 +16,7 @@
 
 use super::codebook::{IQ2_XXS, even_signs, signed};
 use super::{Codes, Format, Half};
+use crate::isa::Simd;
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -42,9 +43,11 @@ impl Format for IQ2XXS {
     type Block = Block;
     const WEIGHTS: usize = 256;
     const GROUP: usize = 32;
+    const MIN_CODE: i8 = -43;
+    const MAX_CODE: i8 = 43;
 
     #[inline(always)]
-    fn decode(block: &Block, out: &mut Codes) {
+    fn decode<S: Simd>(_: S, block: &Block, out: &mut Codes) {
         let d = block.d.get();
         let (groups, _) = out.codes.as_chunks_mut::<32>();
         for (g, (codes, group)) in groups.iter_mut().zip(&block.groups).enumerate() {

@@ -14,6 +14,7 @@
 
 use super::codebook::{IQ3_S, signed};
 use super::{Codes, Format, Half};
+use crate::isa::Simd;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The format.
@@ -34,9 +35,11 @@ impl Format for IQ3S {
     type Block = Block;
     const WEIGHTS: usize = 256;
     const GROUP: usize = 32;
+    const MIN_CODE: i8 = -15;
+    const MAX_CODE: i8 = 15;
 
     #[inline(always)]
-    fn decode(block: &Block, out: &mut Codes) {
+    fn decode<S: Simd>(_: S, block: &Block, out: &mut Codes) {
         let d = block.d.get();
         for (g, out) in out.scales[..8].iter_mut().enumerate() {
             let scale = block.scales[g / 2] >> (4 * (g % 2)) & 15;

@@ -15,6 +15,7 @@
 
 use super::codebook::{IQ3_XXS, even_signs, signed};
 use super::{Codes, Format, Half};
+use crate::isa::Simd;
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -34,9 +35,11 @@ impl Format for IQ3XXS {
     type Block = Block;
     const WEIGHTS: usize = 256;
     const GROUP: usize = 32;
+    const MIN_CODE: i8 = -62;
+    const MAX_CODE: i8 = 62;
 
     #[inline(always)]
-    fn decode(block: &Block, out: &mut Codes) {
+    fn decode<S: Simd>(_: S, block: &Block, out: &mut Codes) {
         let d = block.d.get();
         let (qs, _) = block.qs.as_chunks::<8>();
         let (groups, _) = out.codes.as_chunks_mut::<32>();

@@ -6,8 +6,9 @@
 //! weight = d * level[q]
 //! ```
 
-use super::codebook::{IQ4, look_up};
+use super::codebook::IQ4;
 use super::{Codes, Format, Half};
+use crate::isa::{Bytes, Simd};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The format.
@@ -25,10 +26,13 @@ impl Format for IQ4NL {
     type Block = Block;
     const WEIGHTS: usize = 32;
     const GROUP: usize = 32;
+    const MIN_CODE: i8 = -127;
+    const MAX_CODE: i8 = 113;
 
     #[inline(always)]
-    fn decode(block: &Block, out: &mut Codes) {
+    fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
         out.scales[0] = block.d.get();
-        look_up(&IQ4, &block.qs, &mut out.codes);
+        let (codes, _) = out.codes.as_chunks_mut();
+        s.nibbles(&block.qs).look_up(&IQ4).store(&mut codes[0]);
     }
 }

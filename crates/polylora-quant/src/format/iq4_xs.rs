@@ -11,8 +11,9 @@
 //! weight = d * (scale - 32) * level[q]
 //! ```
 
-use super::codebook::{IQ4, look_up};
+use super::codebook::IQ4;
 use super::{Codes, Format, Half};
+use crate::isa::{Bytes, Simd};
 use zerocopy::little_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -33,9 +34,11 @@ impl Format for IQ4XS {
     type Block = Block;
     const WEIGHTS: usize = 256;
     const GROUP: usize = 32;
+    const MIN_CODE: i8 = -127;
+    const MAX_CODE: i8 = 113;
 
     #[inline(always)]
-    fn decode(block: &Block, out: &mut Codes) {
+    fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
         let d = block.d.get();
         let scales_h = block.scales_h.get();
         let (qs, _) = block.qs.as_chunks::<16>();
@@ -44,7 +47,7 @@ impl Format for IQ4XS {
             let low = block.scales_l[g / 2] >> (4 * (g % 2)) & 15;
             let high = (scales_h >> (2 * g) & 3) as u8;
             out.scales[g] = d * (f32::from(low | high << 4) - 32.0);
-            look_up(&IQ4, qs, codes);
+            s.nibbles(qs).look_up(&IQ4).store(codes);
         }
     }
 }

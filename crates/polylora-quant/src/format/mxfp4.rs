@@ -7,8 +7,9 @@
 //! weight = 2^(e - 128) * code[q]     the codes are E2M1 doubled: hence 128, not E8M0's 127
 //! ```
 
-use super::codebook::{FP4, look_up};
+use super::codebook::FP4;
 use super::{Codes, Format};
+use crate::isa::{Bytes, Simd};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The format.
@@ -26,11 +27,14 @@ impl Format for MXFP4 {
     type Block = Block;
     const WEIGHTS: usize = 32;
     const GROUP: usize = 32;
+    const MIN_CODE: i8 = -12;
+    const MAX_CODE: i8 = 12;
 
     #[inline(always)]
-    fn decode(block: &Block, out: &mut Codes) {
+    fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
         out.scales[0] = power_of_two(block.e);
-        look_up(&FP4, &block.qs, &mut out.codes);
+        let (codes, _) = out.codes.as_chunks_mut();
+        s.nibbles(&block.qs).look_up(&FP4).store(&mut codes[0]);
     }
 }
 

@@ -10,6 +10,7 @@
 
 use super::codebook::{FP4, look_up};
 use super::{Codes, Format};
+use crate::isa::Simd;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The format.
@@ -27,9 +28,11 @@ impl Format for NVFP4 {
     type Block = Block;
     const WEIGHTS: usize = 64;
     const GROUP: usize = 16;
+    const MIN_CODE: i8 = -12;
+    const MAX_CODE: i8 = 12;
 
     #[inline(always)]
-    fn decode(block: &Block, out: &mut Codes) {
+    fn decode<S: Simd>(_: S, block: &Block, out: &mut Codes) {
         let (qs, _) = block.qs.as_chunks::<8>();
         let (groups, _) = out.codes.as_chunks_mut::<16>();
         for (g, (codes, qs)) in groups.iter_mut().zip(qs).enumerate() {

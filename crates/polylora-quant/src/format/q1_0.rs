@@ -7,6 +7,7 @@
 //! ```
 
 use super::{Codes, Format, Half};
+use crate::isa::{Bytes, Simd};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The format.
@@ -24,13 +25,15 @@ impl Format for Q1_0 {
     type Block = Block;
     const WEIGHTS: usize = 128;
     const GROUP: usize = 128;
+    const MIN_CODE: i8 = -1;
+    const MAX_CODE: i8 = 1;
 
     #[inline(always)]
-    fn decode(block: &Block, out: &mut Codes) {
+    fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
         out.scales[0] = block.d.get();
-        let (runs, _) = out.codes.as_chunks_mut::<8>();
-        for (run, &byte) in runs.iter_mut().zip(&block.qs) {
-            *run = std::array::from_fn(|i| 2 * (byte >> i & 1) as i8 - 1);
+        let (runs, _) = out.codes.as_chunks_mut::<32>();
+        for (run, bits) in runs.iter_mut().zip(block.qs.as_chunks::<4>().0) {
+            s.one_bit_each(u32::from_le_bytes(*bits)).up(1).less(1).store(run);
         }
     }
 }

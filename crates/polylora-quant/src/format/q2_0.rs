@@ -7,6 +7,7 @@
 //! ```
 
 use super::{Codes, Format, Half};
+use crate::isa::Simd;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The format.
@@ -24,9 +25,11 @@ impl Format for Q2_0 {
     type Block = Block;
     const WEIGHTS: usize = 64;
     const GROUP: usize = 64;
+    const MIN_CODE: i8 = -1;
+    const MAX_CODE: i8 = 2;
 
     #[inline(always)]
-    fn decode(block: &Block, out: &mut Codes) {
+    fn decode<S: Simd>(_: S, block: &Block, out: &mut Codes) {
         out.scales[0] = block.d.get();
         let (runs, _) = out.codes.as_chunks_mut::<4>();
         for (run, &byte) in runs.iter_mut().zip(&block.qs) {

@@ -12,7 +12,7 @@
 use super::search::Tries;
 use super::superblock::{self, Superblock};
 use super::{Codes, Encode, Format, Half, Importance};
-use crate::isa::Simd;
+use crate::isa::{Bytes, Lanes, Simd};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The format.
@@ -34,20 +34,23 @@ impl Format for Q2K {
     type Block = Block;
     const WEIGHTS: usize = 256;
     const GROUP: usize = 16;
+    const MIN_CODE: i8 = 0;
+    const MAX_CODE: i8 = 3;
 
     #[inline(always)]
-    fn decode(block: &Block, out: &mut Codes) {
+    fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
         let (d, dmin) = (block.d.get(), block.dmin.get());
+        let (mut scales, mut mins) = ([0; GROUPS], [0; GROUPS]);
         for (g, &byte) in block.scales.iter().enumerate() {
-            out.scales[g] = d * f32::from(byte & 15);
-            out.mins[g] = dmin * f32::from(byte >> 4);
+            (scales[g], mins[g]) = ((byte & 15) as i8, (byte >> 4) as i8);
         }
+        out.scales = (s.splat(d) * s.load_whole(&scales)).to_array();
+        out.mins = (s.splat(dmin) * s.load_whole(&mins)).to_array();
         let halves = out.codes.as_chunks_mut::<128>().0;
         for (codes, qs) in halves.iter_mut().zip(block.qs.as_chunks::<32>().0) {
-            for (i, &byte) in qs.iter().enumerate() {
-                for k in 0..4 {
-                    codes[i + 32 * k] = (byte >> (2 * k) & 3) as i8;
-                }
+            let qs = s.bytes(qs);
+            for (k, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                qs.bits(2 * k as u32, 2).store(codes);
             }
         }
     }

@@ -16,7 +16,7 @@ use super::q2_k::two_bits;
 use super::search::{TINY, nearest_between, signed_scale, temper};
 use super::superblock::{BATCH, WEIGHTS, mean_squares};
 use super::{Codes, Encode, Format, Half, Importance, codes};
-use crate::isa::{Lanes, Simd, nearest_int};
+use crate::isa::{Bytes, Lanes, Simd, nearest_int};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The format.
@@ -42,22 +42,27 @@ impl Format for Q3K {
     type Block = Block;
     const WEIGHTS: usize = WEIGHTS;
     const GROUP: usize = GROUP;
+    const MIN_CODE: i8 = -4;
+    const MAX_CODE: i8 = 3;
 
     #[inline(always)]
-    fn decode(block: &Block, out: &mut Codes) {
+    fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
         let d = block.d.get();
-        for g in 0..GROUPS {
+        let mut scales = [0; GROUPS];
+        for (g, scale) in scales.iter_mut().enumerate() {
             let low = block.scales[g % 8] >> (4 * (g / 8)) & 15;
             let high = block.scales[8 + g % 4] >> (2 * (g / 4)) & 3;
-            out.scales[g] = d * (f32::from(low | high << 4) - SCALE_HALF);
+            *scale = (low | high << 4) as i8;
         }
+        let scales = s.load_whole(&scales) - s.splat(SCALE_HALF);
+        out.scales = (s.splat(d) * scales).to_array();
+        let hmask = s.bytes(&block.hmask);
         let halves = out.codes.as_chunks_mut::<128>().0;
         for (n, (codes, qs)) in halves.iter_mut().zip(block.qs.as_chunks::<32>().0).enumerate() {
-            for (i, (&low, &high)) in qs.iter().zip(&block.hmask).enumerate() {
-                for k in 0..4 {
-                    let high = high >> (4 * n + k) & 1;
-                    codes[i + 32 * k] = (low >> (2 * k) & 3 | high << 2) as i8 - 4;
-                }
+            let qs = s.bytes(qs);
+            for (k, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                let high = hmask.bits((4 * n + k) as u32, 1);
+                (qs.bits(2 * k as u32, 2) | high.up(2)).less(4).store(codes);
             }
         }
     }

@@ -8,7 +8,7 @@
 
 use super::short_block::{ShortBlock, WEIGHTS, encode_affine, low_bits};
 use super::{Codes, Encode, Format, Half, Importance};
-use crate::isa::Simd;
+use crate::isa::{Bytes, Simd};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The format.
@@ -27,15 +27,15 @@ impl Format for Q4_1 {
     type Block = Block;
     const WEIGHTS: usize = WEIGHTS;
     const GROUP: usize = WEIGHTS;
+    const MIN_CODE: i8 = 0;
+    const MAX_CODE: i8 = 15;
 
     #[inline(always)]
-    fn decode(block: &Block, out: &mut Codes) {
+    fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
         out.scales[0] = block.d.get();
         out.mins[0] = -block.m.get();
-        for (i, &byte) in block.qs.iter().enumerate() {
-            out.codes[i] = (byte & 15) as i8;
-            out.codes[i + 16] = (byte >> 4) as i8;
-        }
+        let (codes, _) = out.codes.as_chunks_mut();
+        s.nibbles(&block.qs).store(&mut codes[0]);
     }
 }
 

@@ -12,7 +12,7 @@ use super::eight_groups::{self, Header};
 use super::search::Tries;
 use super::superblock::{self, Superblock};
 use super::{Codes, Encode, Format, Importance};
-use crate::isa::Simd;
+use crate::isa::{Bytes, Simd};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The format.
@@ -30,16 +30,18 @@ impl Format for Q4K {
     type Block = Block;
     const WEIGHTS: usize = 256;
     const GROUP: usize = 32;
+    const MIN_CODE: i8 = 0;
+    const MAX_CODE: i8 = 15;
 
     #[inline(always)]
-    fn decode(block: &Block, out: &mut Codes) {
-        block.header.decode(out);
+    fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
+        block.header.decode(s, out);
         let (pairs, _) = out.codes.as_chunks_mut::<64>();
         for (codes, qs) in pairs.iter_mut().zip(block.qs.as_chunks::<32>().0) {
-            for (i, &byte) in qs.iter().enumerate() {
-                codes[i] = (byte & 15) as i8;
-                codes[i + 32] = (byte >> 4) as i8;
-            }
+            let (codes, _) = codes.as_chunks_mut::<32>();
+            let qs = s.bytes(qs);
+            qs.bits(0, 4).store(&mut codes[0]);
+            qs.bits(4, 4).store(&mut codes[1]);
         }
     }
 }

@@ -11,7 +11,7 @@
 
 use super::short_block::{ShortBlock, WEIGHTS, encode_signed, fifth_bits, five_bits, low_bits};
 use super::{Codes, Encode, Format, Half, Importance};
-use crate::isa::Simd;
+use crate::isa::{Bytes, Simd};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The format.
@@ -30,14 +30,14 @@ impl Format for Q5_0 {
     type Block = Block;
     const WEIGHTS: usize = WEIGHTS;
     const GROUP: usize = WEIGHTS;
+    const MIN_CODE: i8 = -16;
+    const MAX_CODE: i8 = 15;
 
     #[inline(always)]
-    fn decode(block: &Block, out: &mut Codes) {
+    fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
         out.scales[0] = block.d.get();
-        let codes = five_bits(&block.qs, block.qh);
-        for (out, code) in out.codes.iter_mut().zip(codes) {
-            *out = code as i8 - 16;
-        }
+        let (codes, _) = out.codes.as_chunks_mut();
+        five_bits(s, &block.qs, block.qh).less(16).store(&mut codes[0]);
     }
 }
 

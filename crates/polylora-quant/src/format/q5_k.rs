@@ -13,7 +13,7 @@ use super::eight_groups::{self, Header};
 use super::search::Tries;
 use super::superblock::{self, Superblock};
 use super::{Codes, Encode, Format, Importance};
-use crate::isa::Simd;
+use crate::isa::{Bytes, Simd};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The format.
@@ -32,17 +32,19 @@ impl Format for Q5K {
     type Block = Block;
     const WEIGHTS: usize = 256;
     const GROUP: usize = 32;
+    const MIN_CODE: i8 = 0;
+    const MAX_CODE: i8 = 31;
 
     #[inline(always)]
-    fn decode(block: &Block, out: &mut Codes) {
-        block.header.decode(out);
+    fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
+        block.header.decode(s, out);
         let (pairs, _) = out.codes.as_chunks_mut::<64>();
+        let qh = s.bytes(&block.qh);
         for (n, (codes, qs)) in pairs.iter_mut().zip(block.qs.as_chunks::<32>().0).enumerate() {
-            for (i, (&low, &high)) in qs.iter().zip(&block.qh).enumerate() {
-                let high = high >> (2 * n);
-                codes[i] = (low & 15 | (high & 1) << 4) as i8;
-                codes[i + 32] = (low >> 4 | (high >> 1 & 1) << 4) as i8;
-            }
+            let (codes, _) = codes.as_chunks_mut::<32>();
+            let (qs, n) = (s.bytes(qs), n as u32);
+            (qs.bits(0, 4) | qh.bits(2 * n, 1).up(4)).store(&mut codes[0]);
+            (qs.bits(4, 4) | qh.bits(2 * n + 1, 1).up(4)).store(&mut codes[1]);
         }
     }
 }

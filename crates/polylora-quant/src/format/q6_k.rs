@@ -14,7 +14,7 @@
 use super::columns::columns;
 use super::search::{TINY, signed_scale};
 use super::{Codes, Encode, Format, Half, Importance, codes};
-use crate::isa::{Lanes, Simd, nearest_int};
+use crate::isa::{Bytes, Lanes, Simd, nearest_int};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The format.
@@ -37,21 +37,22 @@ impl Format for Q6K {
     type Block = Block;
     const WEIGHTS: usize = 256;
     const GROUP: usize = GROUP;
+    const MIN_CODE: i8 = -32;
+    const MAX_CODE: i8 = 31;
 
     #[inline(always)]
-    fn decode(block: &Block, out: &mut Codes) {
+    fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
         let d = block.d.get();
-        for (out, &scale) in out.scales.iter_mut().zip(&block.scales) {
-            *out = d * f32::from(scale);
-        }
+        out.scales = (s.splat(d) * s.load_whole(&block.scales)).to_array();
         let halves = block.ql.as_chunks::<64>().0.iter().zip(block.qh.as_chunks::<32>().0);
         for (codes, (ql, qh)) in out.codes.as_chunks_mut::<128>().0.iter_mut().zip(halves) {
-            for i in 0..32 {
-                codes[i] = (ql[i] & 15 | (qh[i] & 3) << 4) as i8 - 32;
-                codes[i + 32] = (ql[i + 32] & 15 | (qh[i] >> 2 & 3) << 4) as i8 - 32;
-                codes[i + 64] = (ql[i] >> 4 | (qh[i] >> 4 & 3) << 4) as i8 - 32;
-                codes[i + 96] = (ql[i + 32] >> 4 | qh[i] >> 6 << 4) as i8 - 32;
-            }
+            let (codes, _) = codes.as_chunks_mut::<32>();
+            let (ql, _) = ql.as_chunks::<32>();
+            let (first, second, qh) = (s.bytes(&ql[0]), s.bytes(&ql[1]), s.bytes(qh));
+            (first.bits(0, 4) | qh.bits(0, 2).up(4)).less(32).store(&mut codes[0]);
+            (second.bits(0, 4) | qh.bits(2, 2).up(4)).less(32).store(&mut codes[1]);
+            (first.bits(4, 4) | qh.bits(4, 2).up(4)).less(32).store(&mut codes[2]);
+            (second.bits(4, 4) | qh.bits(6, 2).up(4)).less(32).store(&mut codes[3]);
         }
     }
 }

@@ -26,9 +26,11 @@ impl Format for Q8_1 {
     type Block = Block;
     const WEIGHTS: usize = 32;
     const GROUP: usize = 32;
+    const MIN_CODE: i8 = i8::MIN;
+    const MAX_CODE: i8 = i8::MAX;
 
     #[inline(always)]
-    fn decode(block: &Block, out: &mut Codes) {
+    fn decode<S: Simd>(_: S, block: &Block, out: &mut Codes) {
         out.scales[0] = block.d.get();
         out.codes[..32].copy_from_slice(&block.qs);
     }

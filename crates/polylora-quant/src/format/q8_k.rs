@@ -27,9 +27,11 @@ impl Format for Q8K {
     type Block = Block;
     const WEIGHTS: usize = 256;
     const GROUP: usize = 256;
+    const MIN_CODE: i8 = i8::MIN;
+    const MAX_CODE: i8 = i8::MAX;
 
     #[inline(always)]
-    fn decode(block: &Block, out: &mut Codes) {
+    fn decode<S: Simd>(_: S, block: &Block, out: &mut Codes) {
         out.scales[0] = block.d.get();
         out.codes = block.qs;
     }

@@ -6,7 +6,7 @@
 use super::columns::columns;
 use super::search::{Groups, Tries, scale_and_min, signed_scale, temper};
 use super::{Format, codes};
-use crate::isa::{LANES, Lanes, Simd};
+use crate::isa::{Bytes, LANES, Lanes, Simd};
 
 /// Weights in a block.
 pub(super) const WEIGHTS: usize = 32;
@@ -44,14 +44,8 @@ pub(super) fn fifth_bits(codes: &[u8; WEIGHTS]) -> [u8; 4] {
 
 /// Codes of five bits out of [`low_bits`] and [`fifth_bits`].
 #[inline(always)]
-pub(super) fn five_bits(qs: &[u8; 16], qh: [u8; 4]) -> [u8; WEIGHTS] {
-    let qh = u32::from_le_bytes(qh);
-    let mut codes = [0; WEIGHTS];
-    for (i, &byte) in qs.iter().enumerate() {
-        codes[i] = byte & 15 | ((qh >> i & 1) << 4) as u8;
-        codes[i + 16] = byte >> 4 | ((qh >> (i + 16) & 1) << 4) as u8;
-    }
-    codes
+pub(super) fn five_bits<S: Simd>(s: S, qs: &[u8; 16], qh: [u8; 4]) -> S::Bytes {
+    s.nibbles(qs) | s.one_bit_each(u32::from_le_bytes(qh)).up(4)
 }
 
 /// ggml's cast of a code to `int8_t`, and the bound after it.

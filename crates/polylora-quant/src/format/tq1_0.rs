@@ -14,6 +14,7 @@
 //! ```
 
 use super::{Codes, Format, Half};
+use crate::isa::Simd;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The format.
@@ -32,9 +33,11 @@ impl Format for TQ1_0 {
     type Block = Block;
     const WEIGHTS: usize = 256;
     const GROUP: usize = 256;
+    const MIN_CODE: i8 = -1;
+    const MAX_CODE: i8 = 1;
 
     #[inline(always)]
-    fn decode(block: &Block, out: &mut Codes) {
+    fn decode<S: Simd>(_: S, block: &Block, out: &mut Codes) {
         out.scales[0] = block.d.get();
         let (wide, narrow) = block.qs.split_at(32);
         let (first, rest) = out.codes.split_at_mut(5 * 32);

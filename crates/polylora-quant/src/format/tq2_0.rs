@@ -9,6 +9,7 @@
 //! ```
 
 use super::{Codes, Format, Half};
+use crate::isa::{Bytes, Simd};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The format.
@@ -26,16 +27,17 @@ impl Format for TQ2_0 {
     type Block = Block;
     const WEIGHTS: usize = 256;
     const GROUP: usize = 256;
+    const MIN_CODE: i8 = -1;
+    const MAX_CODE: i8 = 2;
 
     #[inline(always)]
-    fn decode(block: &Block, out: &mut Codes) {
+    fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
         out.scales[0] = block.d.get();
         let (halves, _) = block.qs.as_chunks::<32>();
         for (codes, qs) in out.codes.chunks_exact_mut(128).zip(halves) {
-            for (k, codes) in codes.chunks_exact_mut(32).enumerate() {
-                for (code, &byte) in codes.iter_mut().zip(qs) {
-                    *code = (byte >> (2 * k) & 3) as i8 - 1;
-                }
+            let qs = s.bytes(qs);
+            for (k, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                qs.bits(2 * k as u32, 2).less(1).store(codes);
             }
         }
     }

@@ -1,15 +1,17 @@
-//! AVX-512 (F, BW, DQ, VL), with the AVX2 and F16C that every such CPU has: one register of
-//! sixteen.
+//! AVX-512 (F, BW, DQ, VL, VNNI), with the AVX2, F16C and FMA that every such CPU has: one
+//! register of sixteen.
 #![allow(unsafe_code)] // This is where instruction sets live: see SAFETY below.
 // SAFETY, for every block in this file: the CPU has the instructions, because a `F32` or a
 // `Mask` comes only from methods of `Avx512`, and an `Avx512` only from `Avx512::new`, which asks
-// the CPU. Loads and stores go through references to arrays of exactly sixteen `f32`.
+// the CPU. Loads and stores go through references to arrays of exactly
+// their size; a prefetch may name any address.
 
+use super::avx2::Packed;
 use super::{Kernel, LANES, Lanes, MANTISSA, MANTISSA_OF_NEAREST, NEAREST, Simd};
 use std::arch::x86_64::*;
 use std::ops::{Add, BitAnd, BitOr, Div, Mul, Not, Sub};
 
-/// The token: a CPU with AVX-512 F, BW, DQ and VL.
+/// The token: a CPU with AVX-512 F, BW, DQ, VL and VNNI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Avx512(());
 
@@ -20,14 +22,16 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni")
             && is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("f16c"))
+            && is_x86_feature_detected!("f16c")
+            && is_x86_feature_detected!("fma"))
         .then_some(Avx512(()))
     }
 
     /// Runs `kernel` as compiled for this instruction set.
     pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,f16c")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,f16c,fma")]
         fn compiled<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
             kernel.run(simd)
         }
@@ -54,6 +58,7 @@ macro_rules! op {
 
 impl Simd for Avx512 {
     type F32 = F32;
+    type Bytes = Packed;
     const ROOMY: bool = true; // 32 registers, and a vector takes one.
     const LOOKS_UP: bool = true;
 
@@ -127,6 +132,90 @@ impl Simd for Avx512 {
         }
         out
     }
+
+    #[inline(always)]
+    fn bytes(self, bytes: &[u8; 32]) -> Packed {
+        Packed::load(bytes)
+    }
+
+    #[inline(always)]
+    fn nibbles(self, bytes: &[u8; 16]) -> Packed {
+        Packed::nibbles(bytes)
+    }
+
+    #[inline(always)]
+    fn one_bit_each(self, bits: u32) -> Packed {
+        Packed::one_bit_each(bits)
+    }
+
+    #[inline(always)]
+    fn load_whole(self, lanes: &[i8; LANES]) -> F32 {
+        let bytes = op!(_mm_loadu_si128(lanes.as_ptr().cast()));
+        F32(op!(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))))
+    }
+
+    const TOP_CODE: i32 = 255; // VNNI adds in 32 bits.
+    const TILE: usize = 8;
+
+    #[inline(always)]
+    fn load_half(self, lanes: &[u16; LANES]) -> F32 {
+        F32(op!(_mm512_cvtph_ps(_mm256_loadu_si256(lanes.as_ptr().cast()))))
+    }
+
+    #[inline(always)]
+    fn by_four(self, lanes: &[f32; 4]) -> F32 {
+        let four = op!(_mm512_castps128_ps512(_mm_loadu_ps(lanes.as_ptr())));
+        let from = op!(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3));
+        F32(op!(_mm512_permutexvar_ps(from, four)))
+    }
+
+    #[inline(always)]
+    fn by_eight(self, low: f32, high: f32) -> F32 {
+        let low = op!(_mm512_castps256_ps512(_mm256_set1_ps(low)));
+        F32(op!(_mm512_insertf32x8::<1>(low, _mm256_set1_ps(high))))
+    }
+
+    #[inline(always)]
+    fn prefetch(self, bytes: &[u8], ahead: usize) {
+        op!(_mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(ahead).cast()));
+    }
+
+    #[inline(always)]
+    fn dot<const SIGNED: bool>(self, weights: &[u8; 64], x: &[i8; 64]) -> F32 {
+        debug_assert!(!SIGNED, "every code fits an unsigned byte");
+        let sums = op!(_mm512_dpbusd_epi32(
+            _mm512_setzero_si512(),
+            _mm512_loadu_si512(weights.as_ptr().cast()),
+            _mm512_loadu_si512(x.as_ptr().cast()),
+        ));
+        F32(op!(_mm512_cvtepi32_ps(sums)))
+    }
+
+    #[inline(always)]
+    fn tile<const T: usize, const SIGNED: bool>(
+        self,
+        weights: &[[u8; 64]],
+        mut x: [&[[i8; 4]]; T],
+        _: usize,
+    ) -> [F32; T] {
+        debug_assert!(!SIGNED, "every code fits an unsigned byte");
+        for x in &mut x {
+*x = &x[..weights.len()];
+}
+        let mut sums = [op!(_mm512_setzero_si512()); T];
+        for q in 0..weights.len() {
+            let w = op!(_mm512_loadu_si512(weights[q].as_ptr().cast()));
+            for t in 0..T {
+                let x = op!(_mm512_set1_epi32(x[t][q].as_ptr().cast::<i32>().read_unaligned()));
+                sums[t] = op!(_mm512_dpbusd_epi32(sums[t], w, x));
+            }
+        }
+        let mut out = [self.splat(0.0); T];
+        for t in 0..T {
+            out[t] = F32(op!(_mm512_cvtepi32_ps(sums[t])));
+        }
+        out
+    }
 }
 
 impl Lanes for F32 {
@@ -155,6 +244,21 @@ impl Lanes for F32 {
     #[inline(always)]
     fn trunc(self) -> Self {
         F32(op!(_mm512_roundscale_ps::<{ _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC }>(self.0)))
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: Self, summand: Self) -> Self {
+        F32(op!(_mm512_fmadd_ps(self.0, factor.0, summand.0)))
+    }
+    #[inline(always)]
+    fn power_of_two(self) -> Self {
+        let exponent = op!(_mm512_add_epi32(_mm512_cvtps_epi32(self.0), _mm512_set1_epi32(127)));
+        F32(op!(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent))))
+    }
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        let (low, high) =
+            (op!(_mm512_castps512_ps256(self.0)), op!(_mm512_extractf32x8_ps::<1>(self.0)));
+        super::avx2::sum_of_eight(op!(_mm256_add_ps(low, high)))
     }
     #[inline(always)]
     fn to_array(self) -> [f32; LANES] {

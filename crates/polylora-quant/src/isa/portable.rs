@@ -1,6 +1,6 @@
 //! Plain Rust: what every CPU can run, and the oracle for the others.
 
-use super::{Kernel, LANES, Lanes, Simd, nearest_int};
+use super::{Bytes, Kernel, LANES, Lanes, Simd, nearest_int};
 use std::ops::{Add, BitAnd, BitOr, Div, Mul, Not, Sub};
 
 /// The token: any CPU.
@@ -39,6 +39,7 @@ fn zip<A: Copy, B: Copy, R>(a: [A; LANES], b: [B; LANES], f: impl Fn(A, B) -> R)
 
 impl Simd for Portable {
     type F32 = F32;
+    type Bytes = Packed;
 
     #[inline(always)]
     fn splat(self, value: f32) -> F32 {
@@ -64,6 +65,120 @@ impl Simd for Portable {
             }
         }
         out
+    }
+
+    #[inline(always)]
+    fn bytes(self, bytes: &[u8; 32]) -> Packed {
+        Packed(*bytes)
+    }
+
+    #[inline(always)]
+    fn nibbles(self, bytes: &[u8; 16]) -> Packed {
+        Packed(std::array::from_fn(|i| bytes[i % 16] >> (4 * (i / 16)) & 15))
+    }
+
+    #[inline(always)]
+    fn one_bit_each(self, bits: u32) -> Packed {
+        Packed(std::array::from_fn(|i| (bits >> i & 1) as u8))
+    }
+
+    #[inline(always)]
+    fn load_whole(self, lanes: &[i8; LANES]) -> F32 {
+        F32(lanes.map(f32::from))
+    }
+
+    const TOP_CODE: i32 = 255;
+    const TILE: usize = 4;
+
+    #[inline(always)]
+    fn load_half(self, lanes: &[u16; LANES]) -> F32 {
+        F32(lanes.map(|bits| half::f16::from_bits(bits).to_f32()))
+    }
+
+    #[inline(always)]
+    fn by_four(self, lanes: &[f32; 4]) -> F32 {
+        F32(std::array::from_fn(|i| lanes[i / 4]))
+    }
+
+    #[inline(always)]
+    fn by_eight(self, low: f32, high: f32) -> F32 {
+        F32(std::array::from_fn(|i| if i < 8 { low } else { high }))
+    }
+
+    #[inline(always)]
+    fn dot<const SIGNED: bool>(self, weights: &[u8; 64], x: &[i8; 64]) -> F32 {
+        debug_assert!(!SIGNED, "every code fits an unsigned byte");
+        let mut sums = [0.0; LANES];
+        let groups = weights.as_chunks::<16>().0.iter().zip(x.as_chunks::<16>().0);
+        for (sums, (weights, x)) in sums.as_chunks_mut::<4>().0.iter_mut().zip(groups) {
+            let mut sum = 0;
+            for (&w, &x) in weights.iter().zip(x) {
+                sum += i32::from(i16::from(w) * i16::from(x));
+            }
+            sums[0] = sum as f32;
+        }
+        F32(sums)
+    }
+
+    #[inline(always)]
+    fn tile<const T: usize, const SIGNED: bool>(
+        self,
+        weights: &[[u8; 64]],
+        x: [&[[i8; 4]]; T],
+        _: usize,
+    ) -> [F32; T] {
+        debug_assert!(!SIGNED, "every code fits an unsigned byte");
+        let mut out = [F32([0.0; LANES]); T];
+        for (out, x) in out.iter_mut().zip(x) {
+            // Added up last, four to a row: no lane waits for another.
+            let mut sums = [0_i32; 4 * LANES];
+            for (weights, x) in weights.iter().zip(x) {
+                for (sums, w) in sums.as_chunks_mut::<4>().0.iter_mut().zip(weights.as_chunks::<4>().0) {
+                    for i in 0..4 {
+                        sums[i] += i32::from(i16::from(w[i]) * i16::from(x[i]));
+                    }
+                }
+            }
+            for (out, sums) in out.0.iter_mut().zip(sums.as_chunks::<4>().0) {
+                *out = sums.iter().sum::<i32>() as f32;
+            }
+        }
+        out
+    }
+}
+
+/// Thirty-two bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Packed([u8; 32]);
+
+impl Bytes for Packed {
+    #[inline(always)]
+    fn bits(self, from: u32, count: u32) -> Self {
+        Packed(self.0.map(|byte| byte >> from & ((1_u32 << count) - 1) as u8))
+    }
+    #[inline(always)]
+    fn up(self, by: u32) -> Self {
+        Packed(self.0.map(|byte| byte << by))
+    }
+    #[inline(always)]
+    fn less(self, offset: u8) -> Self {
+        Packed(self.0.map(|byte| byte.wrapping_sub(offset)))
+    }
+    #[inline(always)]
+    fn look_up(self, table: &[i8; 16]) -> Self {
+        Packed(self.0.map(|byte| table[usize::from(byte & 15)] as u8))
+    }
+    #[inline(always)]
+    fn store(self, out: &mut [i8; 32]) {
+        *out = self.0.map(|byte| byte as i8);
+    }
+}
+
+impl BitOr for Packed {
+    type Output = Self;
+    #[inline(always)]
+    fn bitor(self, other: Self) -> Self {
+        Packed(std::array::from_fn(|i| self.0[i] | other.0[i]))
     }
 }
 
@@ -93,6 +208,14 @@ impl Lanes for F32 {
     #[inline(always)]
     fn trunc(self) -> Self {
         F32(self.0.map(f32::trunc))
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: Self, summand: Self) -> Self {
+        self * factor + summand // Fused, it would be a call without hardware for it.
+    }
+    #[inline(always)]
+    fn power_of_two(self) -> Self {
+        F32(self.0.map(|x| f32::from_bits(((x as i32 + 127) as u32) << 23)))
     }
     #[inline(always)]
     fn to_array(self) -> [f32; LANES] {

@@ -1,0 +1,267 @@
+//! Small matrices of floats, such as an adapter's factors.
+
+use crate::isa::{Isa, Kernel, LANES, Lanes, Simd};
+use crate::vector::load_some;
+
+/// A matrix of `rows` by `columns` in panels of sixteen rows, laid out for [`multiply_add`].
+///
+/// Both factors of an adapter are used this way: `A` (rank by inputs) on the tokens, and `B`
+/// (outputs by rank) on what `A` gave.
+///
+/// [`multiply_add`]: FloatPanels::multiply_add
+#[derive(Clone, Debug)]
+pub struct FloatPanels {
+    rows: usize,
+    columns: usize,
+    values: Values,
+}
+
+/// `[rows / 16][columns]` of sixteen rows each, the last filled up with zeros.
+#[derive(Clone, Debug)]
+enum Values {
+    Half(Vec<[u16; LANES]>),
+    Single(Vec<[f32; LANES]>),
+}
+
+impl FloatPanels {
+    /// From `values`, `[rows][columns]`. They are kept in half precision, but in single where
+    /// `precise` asks for it, or one of them is too large for a half.
+    ///
+    /// # Panics
+    /// Where `values` are not `rows * columns`.
+    pub fn new(rows: usize, columns: usize, values: &[f32], precise: bool) -> FloatPanels {
+        assert_eq!(values.len(), rows * columns, "one value for each row and column");
+        let mut panels = vec![[0.0; LANES]; rows.div_ceil(LANES) * columns];
+        for (r, row) in values.chunks_exact(columns.max(1)).enumerate() {
+            let panel = &mut panels[r / LANES * columns..][..columns];
+            for (lanes, &value) in panel.iter_mut().zip(row) {
+                lanes[r % LANES] = value;
+            }
+        }
+        let fits = |value: &f32| half::f16::from_f32(*value).is_finite();
+        let values = if precise || !values.iter().all(fits) {
+            Values::Single(panels)
+        } else {
+            let half = |value: f32| half::f16::from_f32(value).to_bits();
+            Values::Half(panels.iter().map(|lanes| lanes.map(half)).collect())
+        };
+        FloatPanels { rows, columns, values }
+    }
+
+    /// Rows of the matrix.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns of the matrix.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Panels of sixteen rows, the last one perhaps of fewer.
+    pub fn panels(&self) -> usize {
+        self.rows.div_ceil(LANES)
+    }
+
+    /// Bytes it takes in memory.
+    pub fn bytes(&self) -> usize {
+        match &self.values {
+            Values::Half(values) => size_of_val(&values[..]),
+            Values::Single(values) => size_of_val(&values[..]),
+        }
+    }
+
+    /// `out[to * out_stride + lane] += sum over k of row[16 * panel + lane][k] * x[from *
+    /// x_stride + k]` for each of `pairs` (`from`, `to`) and the rows of one panel.
+    ///
+    /// `x` begins at the first column of its first row, `out` at the panel's first row: an `out`
+    /// that holds other rows too is to be cut by the caller.
+    ///
+    /// # Panics
+    /// Where `panel`, or a row that `pairs` names, is not there.
+    #[allow(clippy::too_many_arguments)] // A matrix with its stride, and where to put another.
+    pub fn multiply_add(
+        &self,
+        isa: Isa,
+        panel: usize,
+        x: &[f32],
+        x_stride: usize,
+        pairs: &[(u32, u32)],
+        out: &mut [f32],
+        out_stride: usize,
+    ) {
+        assert!(panel < self.panels(), "no panel {panel} of {}", self.panels());
+        let lanes = (self.rows - panel * LANES).min(LANES);
+        let columns = panel * self.columns..(panel + 1) * self.columns;
+        match &self.values {
+            Values::Half(values) => {
+                let panel = &values[columns];
+                isa.run(MultiplyAdd { panel, lanes, x, x_stride, pairs, out, out_stride });
+            }
+            Values::Single(values) => {
+                let panel = &values[columns];
+                isa.run(MultiplyAdd { panel, lanes, x, x_stride, pairs, out, out_stride });
+            }
+        }
+    }
+}
+
+/// See [`FloatPanels::multiply_add`].
+struct MultiplyAdd<'a, V> {
+    panel: &'a [V],
+    lanes: usize,
+    x: &'a [f32],
+    x_stride: usize,
+    pairs: &'a [(u32, u32)],
+    out: &'a mut [f32],
+    out_stride: usize,
+}
+
+impl<V> Kernel for MultiplyAdd<'_, V>
+where
+    for<'a> &'a [V]: Columns,
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let (fours, ones) = self.pairs.as_chunks::<4>();
+        for pairs in fours {
+            self.some(s, pairs);
+        }
+        for pair in ones {
+            self.some(s, &[*pair]);
+        }
+    }
+}
+
+impl<V> MultiplyAdd<'_, V>
+where
+    for<'a> &'a [V]: Columns,
+{
+    #[inline(always)]
+    fn some<S: Simd, const T: usize>(&mut self, s: S, pairs: &[(u32, u32); T]) {
+        let mut x: [&[f32]; T] = [&[]; T];
+        for t in 0..T {
+            x[t] = &self.x[pairs[t].0 as usize * self.x_stride..][..self.panel.len()];
+        }
+        let sums = sixteen(s, self.panel, x);
+        for t in 0..T {
+            let out = &mut self.out[pairs[t].1 as usize * self.out_stride..][..self.lanes];
+            match out.as_mut_array::<LANES>() {
+                Some(out) => *out = (s.load(out) + sums[t]).to_array(),
+                None => {
+                    let sums = (load_some(s, out, 0.0) + sums[t]).to_array();
+                    out.copy_from_slice(&sums[..out.len()]);
+                }
+            }
+        }
+    }
+}
+
+/// Columns of sixteen rows.
+pub(crate) trait Columns: Copy {
+    /// Column `k`.
+    fn column<S: Simd>(self, s: S, k: usize) -> S::F32;
+}
+
+impl Columns for &[[u16; LANES]] {
+    #[inline(always)]
+    fn column<S: Simd>(self, s: S, k: usize) -> S::F32 {
+        s.load_half(&self[k])
+    }
+}
+
+impl Columns for &[[f32; LANES]] {
+    #[inline(always)]
+    fn column<S: Simd>(self, s: S, k: usize) -> S::F32 {
+        s.load(&self[k])
+    }
+}
+
+/// `sum over k of columns[k] * x[t][k]`, for each `t`; all `x` are of one length.
+#[inline(always)]
+pub(crate) fn sixteen<S: Simd, const T: usize>(
+    s: S,
+    columns: impl Columns,
+    mut x: [&[f32]; T],
+) -> [S::F32; T] {
+    // Sums side by side, for none to wait for another.
+    const SUMS: usize = 4;
+    let zero = s.splat(0.0);
+    if T > 1 {
+        let length = x[0].len();
+        for x in &mut x {
+            *x = &x[..length]; // For the compiler to know.
+        }
+        let mut sums = [zero; T];
+        for k in 0..length {
+            let column = columns.column(s, k);
+            for (sum, x) in sums.iter_mut().zip(x) {
+                *sum = column.mul_add(s.splat(x[k]), *sum);
+            }
+        }
+        return sums;
+    }
+    let mut sums = [zero; SUMS];
+    let (steps, rest) = x[0].as_chunks::<SUMS>();
+    for (n, x) in steps.iter().enumerate() {
+        for i in 0..SUMS {
+            sums[i] = columns.column(s, n * SUMS + i).mul_add(s.splat(x[i]), sums[i]);
+        }
+    }
+    for (i, &x) in rest.iter().enumerate() {
+        let k = steps.len() * SUMS + i;
+        sums[0] = columns.column(s, k).mul_add(s.splat(x), sums[0]);
+    }
+    [(sums[0] + sums[1]) + (sums[2] + sums[3]); T]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::Random;
+    use super::*;
+
+    #[test]
+    fn panels_add_their_product() {
+        let mut random = Random(6);
+        for (rows, columns) in [(16, 64), (1, 5), (40, 16), (17, 3), (8, 576), (64, 8)] {
+            let a: Vec<f32> = (0..rows * columns).map(|_| random.value()).collect();
+            let x: Vec<f32> = (0..9 * (columns + 2)).map(|_| random.value()).collect();
+            for pairs in [&[(3, 0)][..], &[(0, 4), (8, 1), (2, 2), (2, 0), (1, 3)]] {
+                for (isa, precise) in
+                    Isa::available().into_iter().flat_map(|isa| [(isa, true), (isa, false)])
+                {
+                    let panels = FloatPanels::new(rows, columns, &a, precise);
+                    assert_eq!(panels.panels(), rows.div_ceil(16));
+                    let mut out = vec![0.5; 5 * (rows + 1)];
+                    for panel in 0..panels.panels() {
+                        let out = &mut out[16 * panel..];
+                        panels.multiply_add(isa, panel, &x, columns + 2, pairs, out, rows + 1);
+                    }
+                    let mut want = vec![0.5; 5 * (rows + 1)];
+                    for &(from, to) in pairs {
+                        for r in 0..rows {
+                            for k in 0..columns {
+                                let x = x[from as usize * (columns + 2) + k];
+                                want[to as usize * (rows + 1) + r] += a[r * columns + k] * x;
+                            }
+                        }
+                    }
+                    let allowed = if precise { 1e-5 } else { 3e-3 } * (columns as f32).sqrt();
+                    for (got, want) in out.iter().zip(&want) {
+                        assert!((got - want).abs() < allowed, "{rows}x{columns}: {got} {want}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn halves_hold_what_fits_them() {
+        let bytes = |values: &[f32], precise| FloatPanels::new(1, 2, values, precise).bytes();
+        assert_eq!(bytes(&[1.0, -65504.0], false), 2 * 16 * 2);
+        assert_eq!(bytes(&[1.0, -65504.0], true), 2 * 16 * 4);
+        assert_eq!(bytes(&[1.0, 70000.0], false), 2 * 16 * 4);
+    }
+}

@@ -1,0 +1,107 @@
+//! Products with a few tokens: each row of weights is decoded and multiplied at once.
+//!
+//! For one token, what limits it is how fast the weights come from memory.
+
+use super::activations::{Activations, Slab};
+use super::slab::{self, CodesOf, GROUP, SLAB};
+use crate::format::{Codes, Format};
+use crate::isa::{Isa, Kernel, LANES, Lanes, Simd};
+use crate::row::blocks;
+use zerocopy::IntoBytes;
+
+/// The most tokens: with more, it pays to pack the weights into panels.
+pub(super) const MOST: usize = 5;
+
+/// How far ahead weights are asked for: a few blocks, less than a page.
+const AHEAD: usize = 2048;
+/// Bytes that come from memory together.
+const CACHE_LINE: usize = 64;
+
+/// Codes that are multiplied at a time.
+const STEP: usize = 4 * LANES;
+
+/// What to multiply: to `out[i * stride + r]`, for each row `r` of `weights`, of which there are
+/// `stride`, and the `i`th of `tokens`.
+pub(crate) struct Rows<'a> {
+    pub(super) weights: &'a [u8],
+    pub(super) x: &'a Activations,
+    pub(super) tokens: &'a [u32],
+    pub(super) out: &'a mut [f32],
+    pub(super) stride: usize,
+}
+
+/// Fills in [`Rows`], for at most [`MOST`] tokens.
+pub(crate) fn multiply_rows<F: Format>(isa: Isa, rows: Rows<'_>) {
+    struct Of<'a, F: Format>(&'a [F::Block], Rows<'a>);
+
+    impl<F: Format> Kernel for Of<'_, F> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            multiply::<S, F>(s, self.0, self.1);
+        }
+    }
+
+    isa.run(Of::<F>(blocks(rows.weights), rows));
+}
+
+#[inline(always)]
+fn multiply<S: Simd, F: Format>(
+    s: S,
+    weights: &[F::Block],
+    Rows { x, tokens, out, stride, .. }: Rows,
+) {
+    let mut slabs: [&[Slab]; MOST] = [&[]; MOST];
+    for (slabs, &token) in slabs.iter_mut().zip(tokens) {
+        *slabs = x.token(token);
+    }
+    let slabs = &slabs[..tokens.len()];
+
+    let mut codes = Codes::ZERO;
+    for (r, row) in weights.chunks_exact(x.columns() / F::WEIGHTS).enumerate() {
+        let mut sums = [s.splat(0.0); MOST];
+        for (n, blocks) in row.chunks(SLAB / F::WEIGHTS).enumerate() {
+            let bytes = blocks.as_bytes();
+            for line in (0..bytes.len()).step_by(CACHE_LINE) {
+                s.prefetch(bytes, AHEAD + line);
+            }
+            slab::decode::<S, F>(s, blocks, &mut codes);
+            let steps = (blocks.len() * F::WEIGHTS).div_ceil(STEP);
+            let mins = s.splat(0.0) - s.load(&codes.mins);
+            for (sum, slabs) in sums.iter_mut().zip(slabs) {
+                let x = &slabs[n];
+                *sum = s.load(&x.sums).mul_add(mins, *sum);
+                *sum = dots::<S, F>(s, &codes, x, steps, *sum);
+            }
+        }
+        for (i, sum) in sums[..tokens.len()].iter().enumerate() {
+            out[i * stride + r] = sum.sum();
+        }
+    }
+}
+
+/// `sum`, and the products of `steps` times [`STEP`] codes.
+#[inline(always)]
+fn dots<S: Simd, F: Format>(
+    s: S,
+    codes: &Codes,
+    x: &Slab,
+    steps: usize,
+    mut sum: S::F32,
+) -> S::F32 {
+    let (weights, _) = codes.codes.as_bytes().as_chunks::<STEP>();
+    let (x_codes, _) = x.codes.as_chunks::<STEP>();
+    let (scales, _) = codes.scales.as_chunks::<{ STEP / GROUP }>();
+    let (x_scales, _) = x.scales.as_chunks::<2>();
+    for step in 0..steps.min(SLAB / STEP) {
+        let dot = if CodesOf::<S, F>::SIGNED {
+            s.dot::<true>(&weights[step], &x_codes[step])
+        } else {
+            s.dot::<false>(&weights[step], &x_codes[step])
+        };
+        let [low, high] = x_scales[step];
+        sum = (dot * s.by_four(&scales[step])).mul_add(s.by_eight(low, high), sum);
+    }
+    sum
+}
