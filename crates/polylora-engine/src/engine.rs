@@ -1,0 +1,409 @@
+//! A batch of rows, each with its own sequence and adapters, through the layers.
+
+use crate::Error;
+use crate::adapter::LoadedAdapter;
+use crate::attention::{Attending, norm_weight};
+use crate::batch::Batch;
+use crate::feed_forward::{self, Mixture};
+use crate::linear::{Context, Inputs, Scratch};
+use crate::model::{Description, FeedForward, Linear, Model, Norm};
+use crate::pool::Pool;
+use crate::rope::RopeTable;
+use crate::sequence::{Layout, Sequence};
+use polylora_adapter::Adapter;
+use polylora_quant::{GgmlType, Isa, dequantize_with, vector};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// How to run a model.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Threads to work on; `None` for all processors.
+    pub threads: Option<NonZeroUsize>,
+    /// Weights dequantized a row at a time and activations in single precision: slow, and what
+    /// the fast way is checked against.
+    pub exact: bool,
+    /// What keys and values are kept in: F16, F32, Q8_0 or any type that encodes without
+    /// importance.
+    pub kv_type: GgmlType,
+}
+
+impl Default for EngineOptions {
+    fn default() -> EngineOptions {
+        EngineOptions { threads: None, exact: false, kv_type: GgmlType::F16 }
+    }
+}
+
+/// What of a sequence is to be computed next.
+pub struct Input<'a> {
+    /// What came before; it grows by `tokens`.
+    pub sequence: &'a mut Sequence,
+    /// The tokens to add; not empty.
+    pub tokens: &'a [u32],
+    /// The adapters that apply to these tokens, their scales folded in.
+    pub adapters: &'a [Arc<LoadedAdapter>],
+    /// For which of the tokens logits are wanted.
+    pub logits: Wanted,
+}
+
+/// Which of an input's tokens need logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// None: more of the prompt follows.
+    None,
+    /// The last one.
+    Last,
+    /// All.
+    All,
+}
+
+/// Logits of the wanted tokens, in the order of the inputs.
+#[derive(Clone, Debug, Default)]
+pub struct Logits {
+    values: Vec<f32>,
+    vocabulary: usize,
+}
+
+impl Logits {
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.values.len().checked_div(self.vocabulary).unwrap_or(0)
+    }
+
+    /// Whether none were wanted.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    /// What may follow the `i`th wanted token: one number for each of the vocabulary.
+    ///
+    /// # Panics
+    /// Where there are no so many.
+    pub fn row(&self, i: usize) -> &[f32] {
+        &self.values[i * self.vocabulary..][..self.vocabulary]
+    }
+
+    /// As [`row`](Logits::row), to be changed in place.
+    ///
+    /// # Panics
+    /// Where there are no so many.
+    pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
+        &mut self.values[i * self.vocabulary..][..self.vocabulary]
+    }
+}
+
+/// Rows that go through the layers together. More would spill what a product reads for each panel
+/// of weights out of the second cache; fewer would read the weights more often.
+const STEP: usize = 512;
+
+/// A model with threads and memory to run it.
+pub struct Engine {
+    /// Apart from every other engine of the process.
+    id: u64,
+    model: Arc<Model>,
+    isa: Isa,
+    exact: bool,
+    layout: Layout,
+    pool: Pool,
+    scratch: Vec<Mutex<Scratch>>,
+    /// By whether the layer has a window, then by whether the sequence is long.
+    ropes: [[RopeTable; 2]; 2],
+    buffers: Buffers,
+}
+
+/// What lies between the phases of a step.
+#[derive(Default)]
+struct Buffers {
+    /// `(rows, hidden)`: what goes from layer to layer.
+    residual: Vec<f32>,
+    /// `(rows, hidden)`: what half a layer adds to it.
+    branch: Vec<f32>,
+    /// `(rows, queries | keys | values)`
+    qkv: Vec<f32>,
+    normed: Inputs,
+    attended: Inputs,
+    inner: Inputs,
+}
+
+impl Engine {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// Where they cannot be started, or keys and values cannot be kept in the type asked for.
+    pub fn new(model: Arc<Model>, options: &EngineOptions) -> Result<Engine, Error> {
+        static ENGINES: AtomicU64 = AtomicU64::new(0);
+        let threads = options.threads.map_or_else(
+            || std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+            NonZeroUsize::get,
+        );
+        let pool = Pool::new(threads).map_err(Error::Threads)?;
+        let id = ENGINES.fetch_add(1, Ordering::Relaxed);
+        let description = &model.description;
+        let (ty, head) = (options.kv_type, description.head);
+        let fault = |why: &str| Error::KvType { ty, why: why.to_owned() };
+        ty.encodes().ok_or_else(|| fault("it cannot be written"))?;
+        let row = ty.row_bytes(head).ok_or_else(|| {
+            fault(&format!("heads of {head} values are no whole blocks of it; take f16"))
+        })?;
+        let (layers, heads) = (description.layers, description.heads_kv);
+        let local = description.window.as_ref().map_or(&description.rope, |window| &window.rope);
+        Ok(Engine {
+            id,
+            isa: Isa::best(),
+            exact: options.exact,
+            layout: Layout { layers, heads, head, ty, row, engine: id },
+            scratch: (0..threads).map(|_| Mutex::default()).collect(),
+            pool,
+            ropes: [&description.rope, local]
+                .map(|rope| [false, true].map(|long| rope.table(long))),
+            buffers: Buffers::default(),
+            model,
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// How many threads work.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Makes an adapter ready to run with this engine.
+    ///
+    /// # Errors
+    /// Where it changes something that cannot be changed at run time.
+    pub fn load_adapter(&self, adapter: &Adapter) -> Result<Arc<LoadedAdapter>, Error> {
+        LoadedAdapter::new(&self.model, adapter, self.id, self.exact).map(Arc::new)
+    }
+
+    /// An empty sequence with room for `context` tokens.
+    pub fn sequence(&self, context: usize) -> Sequence {
+        Sequence::new(self.layout, context)
+    }
+
+    /// Computes all inputs in one batch. A prompt may have any length; long ones are cut into
+    /// steps here.
+    ///
+    /// A row's result depends on its neighbours in the batch only as far as sums are taken in
+    /// another order when many rows go together: by rounding of single precision.
+    ///
+    /// # Errors
+    /// Where a sequence has no room for its tokens, a token is not one of the vocabulary, or a
+    /// sequence or adapter was made by another engine. All sequences are then as they were.
+    pub fn forward(&mut self, inputs: &mut [Input<'_>]) -> Result<Logits, Error> {
+        inputs.iter().try_for_each(|input| self.check(input))?;
+        let vocabulary = self.model.vocab_size();
+        let mut logits = Logits { values: Vec::new(), vocabulary };
+        // Of each input, how many tokens are done.
+        let mut done = vec![0; inputs.len()];
+        let mut first = 0;
+        while first < inputs.len() {
+            let mut batch = Batch::new();
+            let mut wanted = Vec::new();
+            let mut sequences = Vec::new();
+            let mut next = first;
+            for (input, done) in inputs[first..].iter_mut().zip(&mut done[first..]) {
+                let rest = &input.tokens[*done..];
+                let taken = rest.len().min(STEP - batch.len());
+                if taken == 0 {
+                    break;
+                }
+                let start = batch.len();
+                let is_long = self.model.description.rope.is_long(input.sequence.context());
+                let position = input.sequence.len();
+                batch.push(&rest[..taken], position, is_long, input.adapters);
+                input.sequence.grow(taken);
+                sequences.push(&mut *input.sequence);
+                *done += taken;
+                let is_last = taken == rest.len();
+                match input.logits {
+                    Wanted::All => wanted.extend(start..start + taken),
+                    Wanted::Last if is_last => wanted.push(start + taken - 1),
+                    Wanted::Last | Wanted::None => {}
+                }
+                next += usize::from(is_last);
+            }
+            self.step(batch, &mut sequences, &wanted, &mut logits.values);
+            first = next;
+        }
+        Ok(logits)
+    }
+
+    fn check(&self, input: &Input<'_>) -> Result<(), Error> {
+        let sequence = &*input.sequence;
+        if sequence.layout != self.layout {
+            return Err(Error::ForeignSequence);
+        }
+        if let Some(adapter) = input.adapters.iter().find(|adapter| adapter.engine != self.id) {
+            return Err(Error::ForeignAdapter(adapter.name().to_owned()));
+        }
+        let vocabulary = self.model.weights.embedding.rows();
+        if let Some(&token) = input.tokens.iter().find(|&&token| token as usize >= vocabulary) {
+            return Err(Error::Token { token, vocabulary });
+        }
+        let (used, wanted) = (sequence.len(), input.tokens.len());
+        if wanted == 0 {
+            return Err(Error::NoTokens);
+        }
+        if used + wanted > sequence.context() {
+            let (context, model) = (sequence.context(), self.model.context_length());
+            return Err(Error::ContextFull { context, used, wanted, model });
+        }
+        Ok(())
+    }
+
+    /// Takes a batch through all layers, and the wanted rows to logits.
+    fn step(
+        &mut self,
+        mut batch: Batch,
+        sequences: &mut [&mut Sequence],
+        wanted: &[usize],
+        logits: &mut Vec<f32>,
+    ) {
+        let model = Arc::clone(&self.model);
+        let (description, weights) = (&model.description, &model.weights);
+        let end = sequences.iter().map(|sequence| sequence.len()).max().unwrap_or(0);
+        for (table, is_long) in
+            self.ropes.iter_mut().flat_map(|pair| pair.iter_mut().zip([false, true]))
+        {
+            if batch.is_long.contains(&is_long) {
+                table.extend(end);
+            }
+        }
+        let context =
+            Context { pool: &self.pool, isa: self.isa, exact: self.exact, scratch: &self.scratch };
+        let buffers = &mut self.buffers;
+        let hidden = description.hidden;
+        buffers.residual.resize(batch.len() * hidden, 0.0);
+        embed(&context, &model, &batch, &mut buffers.residual);
+
+        // The norm that the branch passes before it is added, where there is a branch already.
+        let mut pending: Option<Option<&Norm>> = None;
+        for (number, layer) in weights.layers.iter().enumerate() {
+            let is_last = number + 1 == weights.layers.len();
+            let rows = [batch.all_rows()];
+
+            let qkv: Vec<&Linear> = layer.qkv.iter().collect();
+            buffers.norm(&context, &model, &batch, pending, &layer.attention_norm, &qkv);
+            buffers.qkv.resize(batch.len() * (description.queries() + 2 * description.keys()), 0.0);
+            buffers.normed.multiply(&context, &batch, &qkv, &rows[0], &mut buffers.qkv);
+
+            let ropes = &self.ropes[usize::from(description.window(number).is_some())];
+            let attending =
+                Attending { description, batch: &batch, layer, number, ropes, qkv: &buffers.qkv };
+            attending.remember(&context, sequences);
+            if is_last && wanted.is_empty() {
+                return;
+            }
+            let attended = &mut buffers.attended;
+            attended.reset(batch.len(), description.queries());
+            attending.look(&context, sequences, &mut attended.values);
+            if is_last && wanted.len() < batch.len() {
+                keep_rows(&mut attended.values, description.queries(), wanted);
+                keep_rows(&mut buffers.residual, hidden, wanted);
+                batch.keep(wanted);
+                attended.reset(batch.len(), description.queries());
+            }
+            let rows = [batch.all_rows()];
+            let output = [&layer.attention_output];
+            attended.prepare(&context, &batch, &output, &rows, &mut [], |_, _, _| {});
+            buffers.branch.resize(batch.len() * hidden, 0.0);
+            attended.multiply(&context, &batch, &output, &rows[0], &mut buffers.branch);
+
+            let pending_here = Some(layer.attention_post_norm.as_ref());
+            let norm = &layer.feed_forward_norm;
+            let activation = description.activation;
+            match &layer.feed_forward {
+                FeedForward::Dense { gate_up, down } => {
+                    let gate_up: Vec<&Linear> = gate_up.iter().collect();
+                    buffers.norm(&context, &model, &batch, pending_here, norm, &gate_up);
+                    let Buffers { normed, inner, branch, .. } = &mut *buffers;
+                    let (layers, inputs) = ([&gate_up[..], &[down]], [normed, inner]);
+                    feed_forward::dense(&context, &batch, layers, activation, inputs, branch);
+                }
+                FeedForward::Mixture { router, gate, up, down } => {
+                    // The experts' inputs are rounded here too, with the router's.
+                    let readers = [router, gate, up];
+                    buffers.norm(&context, &model, &batch, pending_here, norm, &readers);
+                    let experts = description.experts.expect("a mixture has experts");
+                    let mixture = Mixture { experts, router, gate, up, down };
+                    let Buffers { normed, inner, branch, .. } = &mut *buffers;
+                    mixture.run(&context, &batch, activation, [normed, inner], branch);
+                }
+            }
+            pending = Some(layer.feed_forward_post_norm.as_ref());
+        }
+
+        let head = [weights.head()];
+        buffers.norm(&context, &model, &batch, pending, &weights.output_norm, &head);
+        let start = logits.len();
+        logits.resize(start + batch.len() * head[0].rows, 0.0);
+        let logits = &mut logits[start..];
+        buffers.normed.multiply(&context, &batch, &head, &batch.all_rows(), logits);
+        if description.logit_scale != 1.0 {
+            logits.iter_mut().for_each(|logit| *logit *= description.logit_scale);
+        }
+        if let Some(cap) = description.logit_cap {
+            vector::soft_cap(context.isa, logits, cap);
+        }
+    }
+}
+
+impl Buffers {
+    /// Adds the branch, where there is one, to the residual, and makes the norm of that ready for
+    /// the products of `readers`.
+    fn norm(
+        &mut self,
+        context: &Context<'_>,
+        model: &Model,
+        batch: &Batch,
+        pending: Option<Option<&Norm>>,
+        norm: &Norm,
+        readers: &[&Linear],
+    ) {
+        let &Description { hidden, norm_eps, residual_scale, .. } = &model.description;
+        let (isa, branch) = (context.isa, &self.branch);
+        self.normed.reset(batch.len(), hidden);
+        let rows = [batch.all_rows()];
+        let fill = |row: usize, residual: &mut [f32], normed: &mut [f32]| {
+            if let Some(post_norm) = pending {
+                let mut branch = &branch[row * hidden..][..hidden];
+                if let Some(post_norm) = post_norm {
+                    let weight = norm_weight(post_norm, batch, row);
+                    vector::rms_norm(isa, branch, &weight, norm_eps, normed);
+                    branch = normed;
+                }
+                vector::add_scaled(isa, residual, residual_scale, branch);
+            }
+            vector::rms_norm(isa, residual, &norm_weight(norm, batch, row), norm_eps, normed);
+        };
+        self.normed.prepare(context, batch, readers, &rows, &mut self.residual, fill);
+    }
+}
+
+/// The embeddings of all tokens, changed by their adapters.
+fn embed(context: &Context<'_>, model: &Model, batch: &Batch, out: &mut [f32]) {
+    let (embedding, scale) = (&model.weights.embedding, model.description.embedding_scale);
+    let mut rows: Vec<_> = out.chunks_exact_mut(embedding.columns()).enumerate().collect();
+    context.pool.for_each(&mut rows, |_, (row, out)| {
+        let token = batch.tokens[*row] as usize;
+        dequantize_with(context.isa, embedding.ty, embedding.rows_bytes(token..token + 1), out)
+            .expect("the embedding was checked when the model was opened");
+        batch.adapters_of(*row).for_each(|adapter| adapter.change_embedding(token, out));
+        if scale != 1.0 {
+            out.iter_mut().for_each(|value| *value *= scale);
+        }
+    });
+}
+
+/// Moves some rows of a matrix, in ascending order, to its beginning.
+fn keep_rows(matrix: &mut Vec<f32>, columns: usize, rows: &[usize]) {
+    for (to, &from) in rows.iter().enumerate() {
+        matrix.copy_within(from * columns..(from + 1) * columns, to * columns);
+    }
+    matrix.truncate(rows.len() * columns);
+}
