@@ -1,11 +1,16 @@
 //! The commands, one file each.
 
+mod bench;
 mod convert;
 mod demo;
 mod diff;
+mod eval;
 mod inspect;
+mod loaded;
 mod merge;
 mod quantize;
+mod run;
+mod tokenize;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
@@ -16,6 +21,10 @@ use std::path::{Path, PathBuf};
 #[derive(Subcommand)]
 pub(crate) enum Command {
     Merge(merge::Merge),
+    Run(run::Run),
+    Eval(eval::Eval),
+    Bench(bench::Bench),
+    Tokenize(tokenize::Tokenize),
     Inspect(inspect::Inspect),
     Quantize(quantize::Quantize),
     Diff(diff::Diff),
@@ -27,6 +36,10 @@ impl Command {
     pub(crate) fn run(self) -> Result<()> {
         match self {
             Command::Merge(command) => command.run(),
+            Command::Run(command) => command.run(),
+            Command::Eval(command) => command.run(),
+            Command::Bench(command) => command.run(),
+            Command::Tokenize(command) => command.run(),
             Command::Inspect(command) => command.run(),
             Command::Quantize(command) => command.run(),
             Command::Diff(command) => command.run(),

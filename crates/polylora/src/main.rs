@@ -6,7 +6,8 @@ mod terminal;
 use clap::Parser;
 use std::process::ExitCode;
 
-/// LoRA adapters on quantized language models: merge them into a GGUF, in its own types.
+/// LoRA adapters on quantized language models: merge them into a GGUF, in its own types, or run
+/// the model with them.
 #[derive(Parser)]
 #[command(version, max_term_width = 100, after_help = AFTER_HELP)]
 struct Cli {

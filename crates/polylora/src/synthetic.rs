@@ -1,7 +1,9 @@
 //! Models and adapters of random weights, of true shapes: for the demonstration, the benchmarks
 //! and the tests, where the numbers do not matter but their count and form do.
 
-use anyhow::{Context, Result};
+mod vocabulary;
+
+use anyhow::{Context, Result, ensure};
 use polylora_adapter::mixture::Recipe;
 use polylora_adapter::rewrite::{Observer, Plan};
 use polylora_file::{Gguf, GgufWriter, Metadata, TensorPlan, Value, WriteOptions};
@@ -106,14 +108,31 @@ impl Llama {
         metadata
     }
 
-    /// Writes a model in F16.
+    /// Writes a model in F16, without a vocabulary.
     ///
     /// # Errors
     /// Where the file cannot be written.
     pub fn write_f16(&self, path: &Path) -> Result<()> {
+        self.write(path, &self.metadata())
+    }
+
+    /// Writes a model in F16 whose vocabulary is the bytes and a few tokens more, with a chat
+    /// template.
+    ///
+    /// # Errors
+    /// Where the vocabulary is too small for that, or the file cannot be written.
+    pub fn write_f16_with_vocabulary(&self, path: &Path) -> Result<()> {
+        let least = vocabulary::LEAST;
+        ensure!(self.vocab >= least, "a vocabulary of bytes has at least {least} tokens");
+        let mut metadata = self.metadata();
+        vocabulary::describe(&mut metadata, self.vocab);
+        self.write(path, &metadata)
+    }
+
+    fn write(&self, path: &Path, metadata: &Metadata) -> Result<()> {
         let tensors = self.tensors();
         let options = WriteOptions { overwrite: true, max_shard: None };
-        let writer = GgufWriter::create(path, &self.metadata(), &tensors, options)?;
+        let writer = GgufWriter::create(path, metadata, &tensors, options)?;
         for (index, tensor) in tensors.iter().enumerate() {
             let columns = *tensor.shape.last().expect("no tensor is a scalar");
             let rows: usize = tensor.shape.iter().rev().skip(1).product();

@@ -13,9 +13,44 @@ use std::time::Duration;
 /// begun is cleaned up.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
+/// While a person is asked for a line. The terminal hands Ctrl-C to the line editor then, so what
+/// arrives as a signal is a request to end; nothing is begun that would need cleaning up.
+static AT_PROMPT: AtomicBool = AtomicBool::new(false);
+
+/// What shells report of a program that Ctrl-C ended.
+const ENDED_BY_SIGNAL: i32 = 130;
+
 pub(crate) fn catch_interrupts() {
     // Where no handler can be set, Ctrl-C ends the program at once, as it does by default.
-    let _ = ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed));
+    let _ = ctrlc::set_handler(|| {
+        if AT_PROMPT.load(Ordering::Relaxed) {
+            std::process::exit(ENDED_BY_SIGNAL);
+        }
+        INTERRUPTED.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Whether Ctrl-C was pressed.
+pub(crate) fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// Fails where Ctrl-C was pressed.
+pub(crate) fn check_interrupt() -> Result<()> {
+    if interrupted() { anyhow::bail!("interrupted") } else { Ok(()) }
+}
+
+/// Forgets that Ctrl-C was pressed: what it was to stop has ended.
+pub(crate) fn forget_interrupt() {
+    INTERRUPTED.store(false, Ordering::Relaxed);
+}
+
+/// Asks a person for a line.
+pub(crate) fn at_prompt<R>(ask: impl FnOnce() -> R) -> R {
+    AT_PROMPT.store(true, Ordering::Relaxed);
+    let answer = ask();
+    AT_PROMPT.store(false, Ordering::Relaxed);
+    answer
 }
 
 /// A bar with rate and time left on standard error; nothing where that is no terminal.
@@ -31,9 +66,24 @@ impl Progress {
         Progress(bar)
     }
 
+    pub(crate) fn steps(total: usize, what: &str) -> Progress {
+        let style = "{msg} {wide_bar} {pos}/{len}  {eta} left";
+        let bar = ProgressBar::new(total as u64)
+            .with_style(ProgressStyle::with_template(style).expect("the template is constant"))
+            .with_message(what.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Progress(bar)
+    }
+
+    /// A step is done; says what is known now.
+    pub(crate) fn step(&self, message: String) {
+        self.0.set_message(message);
+        self.0.inc(1);
+    }
+
     /// Ends a job that stops quietly when it is interrupted.
     pub(crate) fn done(self) -> Result<()> {
-        if self.cancelled() { anyhow::bail!("interrupted") } else { Ok(()) }
+        check_interrupt()
     }
 }
 
@@ -43,7 +93,7 @@ impl Observer for Progress {
     }
 
     fn cancelled(&self) -> bool {
-        INTERRUPTED.load(Ordering::Relaxed)
+        interrupted()
     }
 }
 
@@ -56,6 +106,19 @@ impl Drop for Progress {
 pub(crate) fn print(text: &str) -> Result<()> {
     anstream::stdout().write_all(text.as_bytes())?;
     Ok(())
+}
+
+/// Prints a piece of what a model writes, at once and as it is.
+pub(crate) fn stream(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+/// Says something beside the answer: on standard error.
+pub(crate) fn tell(text: &str) {
+    // As with errors: where nobody listens, there is nobody to tell.
+    let _ = anstream::stderr().write_all(text.as_bytes());
 }
 
 pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<()> {
@@ -140,6 +203,15 @@ pub(crate) fn count(number: u64) -> String {
 /// `1.2 s`
 pub(crate) fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
+}
+
+/// `48.3`: tokens a second, of which three digits mean something.
+pub(crate) fn rate(per_second: f64) -> String {
+    match per_second {
+        100.0.. => format!("{per_second:.0}"),
+        10.0.. => format!("{per_second:.1}"),
+        _ => format!("{per_second:.2}"),
+    }
 }
 
 /// `12.3 %`, `0.008 %`

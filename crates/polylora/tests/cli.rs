@@ -472,6 +472,7 @@ fn the_demo_runs() {
 fn help_says_every_command() {
     let output = Command::new(env!("CARGO_BIN_EXE_polylora")).arg("--help").output().unwrap();
     let help = String::from_utf8(output.stdout).unwrap();
-    says(&help, &["merge", "inspect", "quantize", "diff", "convert", "demo", "Exit codes"]);
+    says(&help, &["merge", "run", "eval", "bench", "tokenize", "inspect", "quantize", "diff"]);
+    says(&help, &["convert", "demo", "Exit codes"]);
     assert!(!Path::new("out.gguf").exists());
 }

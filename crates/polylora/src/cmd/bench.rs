@@ -1,0 +1,279 @@
+use super::loaded::{EngineArgs, Loaded, Named, labels};
+use crate::terminal::{self, Progress, Table, percent, rate};
+use anyhow::{Result, ensure};
+use polylora_adapter::AdapterSpec;
+use polylora_engine::{Input, LoadedAdapter, Sequence, Wanted};
+use serde::Serialize;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Measure how fast a model reads and writes, without and with adapters
+///
+/// ppN reads a prompt of N tokens; tgN writes N tokens, from an empty context, in each of the
+/// sequences of a batch. Of a batch, sequences take the adapters in turn. Runs without and with
+/// adapters alternate, so that both meet the same machine.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Bench {
+    /// The model
+    #[arg(value_name = "MODEL.gguf")]
+    model: PathBuf,
+    /// A PEFT folder or a GGUF LoRA; may be repeated
+    #[arg(long, value_name = "[NAME=]PATH[@SCALE]")]
+    adapter: Vec<AdapterSpec>,
+    /// Tokens of a prompt; 0 for no such test
+    #[arg(short = 'p', long, value_name = "N", default_value_t = 512)]
+    prompt: usize,
+    /// Tokens to write in each sequence; 0 for no such test
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
+    generate: usize,
+    /// Sequences that write at the same time
+    #[arg(short, long, value_name = "N,...", value_delimiter = ',', default_value = "1")]
+    batch: Vec<NonZeroUsize>,
+    /// How often each test is run, after a run to warm up
+    #[arg(long, value_name = "N", default_value = "5")]
+    reps: NonZeroUsize,
+    /// Print the figures as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  polylora bench model.gguf --adapter my-lora/
+  polylora bench model.gguf -p 0 -b 1,8 --adapter a/ --adapter b/ --adapter c/";
+
+/// What is measured.
+#[derive(Clone, Copy, Debug)]
+struct Test {
+    kind: Kind,
+    tokens: usize,
+    batch: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Read,
+    Write,
+}
+
+/// Tokens a second.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Rates {
+    median: f64,
+    min: f64,
+    max: f64,
+}
+
+/// A row of the result.
+#[derive(Serialize)]
+struct Measured {
+    test: String,
+    batch: usize,
+    tokens_per_second: Rates,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    with_adapters: Option<WithAdapters>,
+}
+
+#[derive(Serialize)]
+struct WithAdapters {
+    tokens_per_second: Rates,
+    /// How much longer it takes: the median over pairs of runs, one right after the other.
+    cost: f64,
+}
+
+#[derive(Serialize)]
+struct Benchmark {
+    model: PathBuf,
+    adapters: Vec<String>,
+    repetitions: usize,
+    tests: Vec<Measured>,
+}
+
+impl Bench {
+    pub(crate) fn run(self) -> Result<()> {
+        let mut loaded = Loaded::open(&self.model, &self.engine)?;
+        let adapters = loaded.adapters(&self.adapter)?;
+        terminal::tell(&format!("{}; adapters: {}\n", loaded.describe(), labels(&adapters)));
+
+        let write = |batch: &NonZeroUsize| Test {
+            kind: Kind::Write,
+            tokens: self.generate,
+            batch: batch.get(),
+        };
+        let read = Test { kind: Kind::Read, tokens: self.prompt, batch: 1 };
+        let tests: Vec<Test> = std::iter::once(read)
+            .chain(self.batch.iter().map(write))
+            .filter(|test| test.tokens > 0)
+            .collect();
+        let context = loaded.engine.model().context_length();
+        for test in &tests {
+            ensure!(
+                test.tokens <= context,
+                "{} needs a context of {} tokens, the model was made for {context}",
+                test.name(),
+                test.tokens
+            );
+        }
+
+        let progress = Progress::steps(tests.len() * (self.reps.get() + 1), "warming up");
+        let mut measured = Vec::new();
+        for test in &tests {
+            measured.push(self.measure(*test, &mut loaded, &adapters, &progress)?);
+        }
+        drop(progress);
+        let found = Benchmark {
+            model: self.model.clone(),
+            adapters: adapters.iter().map(Named::label).collect(),
+            repetitions: self.reps.get(),
+            tests: measured,
+        };
+        if self.json { terminal::print_json(&found) } else { terminal::print(&render(&found)) }
+    }
+
+    fn measure(
+        &self,
+        test: Test,
+        loaded: &mut Loaded,
+        adapters: &[Named],
+        progress: &Progress,
+    ) -> Result<Measured> {
+        let none: Vec<Vec<Arc<LoadedAdapter>>> = vec![Vec::new(); test.batch];
+        let in_turn = (0..test.batch)
+            .map(|row| adapters.iter().cycle().skip(row).take(1))
+            .map(|named| named.map(|named| Arc::clone(&named.adapter)).collect())
+            .collect::<Vec<Vec<_>>>();
+        let (mut without, mut with) = (Vec::new(), Vec::new());
+        for repetition in 0..=self.reps.get() {
+            let base = test.run(loaded, &none)?;
+            let adapted =
+                if adapters.is_empty() { None } else { Some(test.run(loaded, &in_turn)?) };
+            // The first run warms up.
+            if repetition > 0 {
+                without.push(base);
+                with.extend(adapted);
+            }
+            progress.step(format!("{} of {}", test.name(), test.batch));
+        }
+        let tokens = (test.tokens * test.batch) as f64;
+        let with_adapters = (!with.is_empty()).then(|| {
+            let costs = without.iter().zip(&with).map(|(without, with)| with / without - 1.0);
+            WithAdapters {
+                tokens_per_second: Rates::new(&with, tokens),
+                cost: median(costs.collect()),
+            }
+        });
+        Ok(Measured {
+            test: test.name(),
+            batch: test.batch,
+            tokens_per_second: Rates::new(&without, tokens),
+            with_adapters,
+        })
+    }
+}
+
+impl Test {
+    /// `pp512`, `tg128`: as llama-bench calls them.
+    fn name(&self) -> String {
+        match self.kind {
+            Kind::Read => format!("pp{}", self.tokens),
+            Kind::Write => format!("tg{}", self.tokens),
+        }
+    }
+
+    /// Runs it once, with the adapters of each sequence; returns the seconds that it took.
+    fn run(&self, loaded: &mut Loaded, adapters: &[Vec<Arc<LoadedAdapter>>]) -> Result<f64> {
+        let vocab = loaded.engine.model().vocab_size();
+        // Any tokens will do, but all of one would find their embedding in the cache.
+        let tokens: Vec<u32> = (0..self.tokens).map(|i| (i * 7919 % vocab) as u32).collect();
+        let mut sequences: Vec<Sequence> =
+            adapters.iter().map(|_| loaded.engine.sequence(self.tokens)).collect();
+        let at_once = match self.kind {
+            Kind::Read => self.tokens,
+            Kind::Write => 1,
+        };
+        let start = Instant::now();
+        for tokens in tokens.chunks(at_once) {
+            terminal::check_interrupt()?;
+            let mut inputs: Vec<Input<'_>> = sequences
+                .iter_mut()
+                .zip(adapters)
+                .map(|(sequence, adapters)| Input {
+                    sequence,
+                    tokens,
+                    adapters,
+                    logits: Wanted::Last,
+                })
+                .collect();
+            loaded.engine.forward(&mut inputs)?;
+        }
+        Ok(start.elapsed().as_secs_f64())
+    }
+}
+
+impl Rates {
+    /// Of runs of `tokens` that took these seconds.
+    fn new(seconds: &[f64], tokens: f64) -> Rates {
+        let rates: Vec<f64> = seconds.iter().map(|seconds| tokens / seconds).collect();
+        Rates {
+            min: rates.iter().copied().fold(f64::INFINITY, f64::min),
+            max: rates.iter().copied().fold(0.0, f64::max),
+            median: median(rates),
+        }
+    }
+
+    fn range(&self) -> String {
+        format!("{}..{}", rate(self.min), rate(self.max))
+    }
+}
+
+/// Of one value or more.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() % 2 {
+        0 => 0.5 * (values[middle - 1] + values[middle]),
+        _ => values[middle],
+    }
+}
+
+fn render(found: &Benchmark) -> String {
+    let mut head = vec!["test", "batch", "tokens/s", "min..max"];
+    if !found.adapters.is_empty() {
+        head.extend(["with adapters", "min..max", "cost"]);
+    }
+    let mut table = Table::new(&head);
+    for row in &found.tests {
+        let base = row.tokens_per_second;
+        let mut cells =
+            vec![row.test.clone(), row.batch.to_string(), rate(base.median), base.range()];
+        if let Some(with) = &row.with_adapters {
+            let rates = with.tokens_per_second;
+            cells.extend([rate(rates.median), rates.range(), percent(with.cost)]);
+        }
+        table.row(cells);
+    }
+    table.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_are_of_the_middle() {
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), 2.5);
+        assert_eq!(median(vec![7.0]), 7.0);
+    }
+
+    #[test]
+    fn rates_are_tokens_by_seconds() {
+        let rates = Rates::new(&[2.0, 1.0, 4.0], 8.0);
+        assert_eq!((rates.min, rates.median, rates.max), (2.0, 4.0, 8.0));
+    }
+}
