@@ -117,7 +117,7 @@ fn anonymous_mib(process: u32) -> Option<f64> {
     Some(kib / 1024.0)
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     match values.len() {

@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout)] // What it prints is what it is for.
 
 mod bench;
+mod bench_run;
 mod real_model;
 mod tidy;
 
@@ -31,6 +32,8 @@ enum Command {
     },
     /// Time a merge of the 1.1B model against llama.cpp's export-lora and quantize
     BenchMerge(bench::Merge),
+    /// Time prompts and answers of the 1.1B model against llama-bench, with and without an adapter
+    BenchRun(bench_run::Run),
     /// Fetch SmolLM2-135M-Instruct once and run the tests that need it
     RealModel(real_model::RealModel),
 }
@@ -45,6 +48,7 @@ fn main() -> Result<()> {
         Command::Tidy => tidy::run(&root()),
         Command::Model { dir } => make_model(&dir).map(|_| ()),
         Command::BenchMerge(command) => command.run(),
+        Command::BenchRun(command) => command.run(),
         Command::RealModel(command) => command.run(&root()),
     }
 }

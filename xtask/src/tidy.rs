@@ -5,11 +5,16 @@ use regex_lite::Regex;
 use std::path::{Path, PathBuf};
 
 /// The crates from left to right: each may import those before it.
-const CHAIN: &[&str] = &["polylora-quant", "polylora-file", "polylora-adapter", "polylora"];
+const CHAIN: &[&str] =
+    &["polylora-quant", "polylora-file", "polylora-adapter", "polylora-engine", "polylora"];
 
 /// Where `unsafe` may stand.
-const UNSAFE: &[&str] =
-    &["crates/polylora-quant/src/isa/", "crates/polylora-file/src/bytes.rs", "xtask/src/tidy.rs"];
+const UNSAFE: &[&str] = &[
+    "crates/polylora-quant/src/isa/",
+    "crates/polylora-file/src/bytes.rs",
+    "crates/polylora-engine/src/pool.rs",
+    "xtask/src/tidy.rs",
+];
 
 /// Where a format's name may stand besides its own file: the table, the policies that are lists
 /// of formats by nature (llama.cpp's mixtures), and what stores floats by definition.
@@ -49,6 +54,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         check_length(source, &mut faults);
     }
     check_quant_is_pure(&sources, &mut faults);
+    check_architecture_names(root, &sources, &mut faults)?;
     check_chain(root, &mut faults)?;
     check_documents(root, &mut faults)?;
     for fault in &faults {
@@ -106,13 +112,43 @@ fn check_unsafe(source: &Source, faults: &mut Vec<String>) {
 /// Invariant 5: a quantization format is named in its own file and its row of the table alone.
 fn check_format_names(source: &Source, faults: &mut Vec<String>) {
     let is_product = source.path.starts_with("crates/") && source.path.contains("/src/");
-    if !is_product || stands_in(&source.path, FORMAT_NAMES) {
+    let is_test = source.path.ends_with("/tests.rs");
+    if !is_product || is_test || stands_in(&source.path, FORMAT_NAMES) {
         return;
     }
     let name = Regex::new(r"\bGgmlType::(I?Q\d\w*|TQ\d\w*|\w*FP4)\b").expect("it is constant");
     for (line, code) in source.code().filter(|(_, code)| name.is_match(code)) {
         faults.push(format!("{}:{line}: names a format: {}", source.path, code.trim()));
     }
+}
+
+/// An architecture is named in its own file and its row of the table alone.
+fn check_architecture_names(
+    root: &Path,
+    sources: &[Source],
+    faults: &mut Vec<String>,
+) -> Result<()> {
+    const TABLE: &str = "crates/polylora-engine/src/model.rs";
+    let table = std::fs::read_to_string(root.join(TABLE)).context(TABLE)?;
+    let row = Regex::new(r#"Architecture \{ name: "(\w+)""#).expect("it is constant");
+    let names: Vec<String> = row.captures_iter(&table).map(|row| row[1].to_owned()).collect();
+    if names.is_empty() {
+        faults.push(format!("{TABLE}: has no rows that are known here"));
+    }
+    let engine = sources.iter().filter(|source| {
+        source.path.starts_with("crates/polylora-engine/src/")
+            && !source.path.starts_with("crates/polylora-engine/src/tokenizer")
+            && source.path != TABLE
+    });
+    for source in engine {
+        for (line, code) in source.code() {
+            if names.iter().any(|name| code.contains(&format!("\"{name}\""))) {
+                let code = code.trim();
+                faults.push(format!("{}:{line}: names an architecture: {code}", source.path));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn check_length(source: &Source, faults: &mut Vec<String>) {
