@@ -200,8 +200,8 @@ impl Simd for Avx512 {
     ) -> [F32; T] {
         debug_assert!(!SIGNED, "every code fits an unsigned byte");
         for x in &mut x {
-*x = &x[..weights.len()];
-}
+            *x = &x[..weights.len()];
+        }
         let mut sums = [op!(_mm512_setzero_si512()); T];
         for q in 0..weights.len() {
             let w = op!(_mm512_loadu_si512(weights[q].as_ptr().cast()));
