@@ -120,6 +120,10 @@ const EXACT: f64 = 2e-3;
 const EXACT_PIRATE: f64 = 1e-2;
 /// Rounded activations: on the mean of the twenty. llama.cpp is 0.08 to 0.23 away.
 const FAST: f64 = 0.15;
+/// Rounded activations: how far the reference may prefer its greedy token to the one taken. Single
+/// candidates are up to three times as far off as the mean: 0.5 at worst of the twenty, here and in
+/// llama.cpp, whose two candidates with all-linear-r8 lie 0.6 apart where it takes the other.
+const FAST_GREEDY: f64 = 0.5;
 
 fn check(adapter: Option<&str>) {
     let gguf = base();
@@ -142,8 +146,8 @@ fn check(adapter: Option<&str>) {
     assert!(mean(&fast.top) < FAST, "{:?}", fast.top);
     // A prompt's tokens may be unlikely ones, far down where nothing is bound but the exact way.
 
-    // A greedy token may differ only where the two candidates are closer than what both may be off.
-    for (found, margin) in [(&exact, tolerance), (&fast, 2.0 * FAST)] {
+    // A greedy token may differ only where the two candidates are close.
+    for (found, margin) in [(&exact, tolerance), (&fast, FAST_GREEDY)] {
         for (i, &token) in found.greedy.iter().enumerate() {
             let precise = &exact.before_greedy[i];
             let gap = precise[token as usize] - precise[best(&found.before_greedy[i])];
