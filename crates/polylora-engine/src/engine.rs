@@ -290,7 +290,7 @@ impl Engine {
             let qkv: Vec<&Linear> = layer.qkv.iter().collect();
             buffers.norm(&context, &model, &batch, pending, &layer.attention_norm, &qkv);
             buffers.qkv.resize(batch.len() * (description.queries() + 2 * description.keys()), 0.0);
-            buffers.normed.multiply(&context, &batch, &qkv, &rows[0], &mut buffers.qkv);
+            buffers.normed.multiply(&context, &batch, &qkv, &rows, &mut buffers.qkv);
 
             let ropes = &self.ropes[usize::from(description.window(number).is_some())];
             let attending =
@@ -312,7 +312,7 @@ impl Engine {
             let output = [&layer.attention_output];
             attended.prepare(&context, &batch, &output, &rows, &mut [], |_, _, _| {});
             buffers.branch.resize(batch.len() * hidden, 0.0);
-            attended.multiply(&context, &batch, &output, &rows[0], &mut buffers.branch);
+            attended.multiply(&context, &batch, &output, &rows, &mut buffers.branch);
 
             let pending_here = Some(layer.attention_post_norm.as_ref());
             let norm = &layer.feed_forward_norm;
@@ -343,7 +343,7 @@ impl Engine {
         let start = logits.len();
         logits.resize(start + batch.len() * head[0].rows, 0.0);
         let logits = &mut logits[start..];
-        buffers.normed.multiply(&context, &batch, &head, &batch.all_rows(), logits);
+        buffers.normed.multiply(&context, &batch, &head, &[batch.all_rows()], logits);
         if description.logit_scale != 1.0 {
             logits.iter_mut().for_each(|logit| *logit *= description.logit_scale);
         }

@@ -19,7 +19,7 @@ pub(crate) fn dense(
     inner.reset(batch.len(), columns);
     normed.multiply_gated(context, batch, gate_up, &sets, activation, &mut inner.values);
     inner.prepare(context, batch, down, &sets, &mut [], |_, _, _| {});
-    inner.multiply(context, batch, down, &sets[0], out);
+    inner.multiply(context, batch, down, &sets, out);
 }
 
 /// The weights of a mixture.
@@ -54,7 +54,7 @@ impl Mixture<'_> {
         out: &mut [f32],
     ) {
         let mut scores = vec![0.0; batch.len() * self.experts.count];
-        normed.multiply(context, batch, &[self.router], &batch.all_rows(), &mut scores);
+        normed.multiply(context, batch, &[self.router], &[batch.all_rows()], &mut scores);
         let routes = self.route(context, batch, &mut scores);
 
         let gate_up = [self.gate, self.up];
@@ -64,7 +64,7 @@ impl Mixture<'_> {
         normed.multiply_gated(context, batch, &gate_up, sets, activation, &mut inner.values);
         inner.prepare(context, batch, &[self.down], &routes.between, &mut [], |_, _, _| {});
         let mut outputs = vec![0.0; routes.slots * self.down.rows];
-        inner.multiply_sets(context, batch, self.down, &routes.between, &mut outputs);
+        inner.multiply(context, batch, &[self.down], &routes.between, &mut outputs);
 
         let hidden = self.down.rows;
         let mut rows: Vec<_> = out.chunks_exact_mut(hidden).zip(&routes.of_row).collect();

@@ -284,51 +284,22 @@ impl Inputs {
         self.reduced = reduced;
     }
 
-    /// `out[row] = W x + bias` with all that adapters add, for one or more layers side by side:
-    /// their outputs follow each other in rows of `out`.
+    /// `out[row] = W x + bias` with all that adapters add, each set with its expert; for one or more
+    /// layers side by side, whose outputs follow each other in rows of `out`.
     pub(crate) fn multiply(
         &self,
         context: &Context<'_>,
         batch: &Batch,
         linears: &[&Linear],
-        set: &RowSet,
-        out: &mut [f32],
-    ) {
-        let stride = linears.iter().map(|linear| linear.rows).sum();
-        let chunk = chunk(context, stride, set.len());
-        let mut parts = Vec::new();
-        for &linear in linears {
-            parts.extend(chunks(linear.rows, chunk).map(|rows| (linear, rows)));
-        }
-        let widths: Vec<usize> = parts.iter().map(|(_, rows)| rows.len()).collect();
-        let band = set.first..set.first + set.len();
-        let mut parts: Vec<(&Linear, Range<usize>, Tile<'_>)> = parts
-            .into_iter()
-            .zip(tiles(out, stride, std::slice::from_ref(&band), &widths))
-            .map(|((linear, rows), tile)| (linear, rows, tile))
-            .collect();
-        context.pool.for_each(&mut parts, |thread, (linear, rows, tile)| {
-            let scratch = &mut *context.scratch(thread);
-            let mut out = std::mem::take(&mut scratch.out);
-            let part = Part { linear, rows: rows.clone(), set };
-            self.product(context, batch, part, scratch, &mut out);
-            tile.fill(&out);
-            scratch.out = out;
-        });
-    }
-
-    /// As [`multiply`](Inputs::multiply), each set with its expert.
-    pub(crate) fn multiply_sets(
-        &self,
-        context: &Context<'_>,
-        batch: &Batch,
-        linear: &Linear,
         sets: &[RowSet],
         out: &mut [f32],
     ) {
-        let rows: usize = sets.iter().map(RowSet::len).sum();
-        let chunk = chunk(context, linear.rows, rows / sets.len().max(1));
-        self.for_each_tile(context, linear.rows, chunk, sets, out, |set, rows, tile, scratch| {
+        let chunk = chunk(context, linears.iter().map(|linear| linear.rows).sum(), sets);
+        let mut columns: Vec<(&Linear, Range<usize>)> = Vec::new();
+        for &linear in linears {
+            columns.extend(chunks(linear.rows, chunk).map(|rows| (linear, rows)));
+        }
+        for_each_tile(context, &columns, sets, out, |set, (linear, rows), tile, scratch| {
             let mut out = std::mem::take(&mut scratch.out);
             let part = Part { linear, rows: rows.clone(), set };
             self.product(context, batch, part, scratch, &mut out);
@@ -352,9 +323,10 @@ impl Inputs {
             [gate, up] => (gate, up, gate.rows, 0),
             _ => (gate_up[0], gate_up[0], gate_up[0].rows / 2, gate_up[0].rows / 2),
         };
-        let rows: usize = sets.iter().map(RowSet::len).sum();
-        let chunk = chunk(context, 2 * inner, rows / sets.len().max(1));
-        self.for_each_tile(context, inner, chunk, sets, out, |set, rows, tile, scratch| {
+        let chunk = chunk(context, 2 * inner, sets);
+        let columns: Vec<((), Range<usize>)> =
+            chunks(inner, chunk).map(|rows| ((), rows)).collect();
+        for_each_tile(context, &columns, sets, out, |set, ((), rows), tile, scratch| {
             let (mut gated, mut upped) =
                 (std::mem::take(&mut scratch.out), std::mem::take(&mut scratch.second));
             let up_rows = up_start + rows.start..up_start + rows.end;
@@ -368,28 +340,6 @@ impl Inputs {
             }
             tile.fill(&gated);
             (scratch.out, scratch.second) = (gated, upped);
-        });
-    }
-
-    /// Runs `job` for each set and each part of the columns, of about `chunk`.
-    fn for_each_tile(
-        &self,
-        context: &Context<'_>,
-        columns: usize,
-        chunk: usize,
-        sets: &[RowSet],
-        out: &mut [f32],
-        job: impl Fn(&RowSet, &Range<usize>, &mut Tile<'_>, &mut Scratch) + Sync,
-    ) {
-        let ranges: Vec<Range<usize>> = chunks(columns, chunk).collect();
-        let widths: Vec<usize> = ranges.iter().map(Range::len).collect();
-        let bands: Vec<Range<usize>> =
-            sets.iter().map(|set| set.first..set.first + set.len()).collect();
-        let tiles = tiles(out, columns, &bands, &widths);
-        let places = sets.iter().flat_map(|set| ranges.iter().map(move |range| (set, range)));
-        let mut parts: Vec<_> = places.zip(tiles).collect();
-        context.pool.for_each(&mut parts, |thread, ((set, range), tile)| {
-            job(set, range, tile, &mut context.scratch(thread));
         });
     }
 
@@ -531,11 +481,31 @@ fn scale_rows<'a>(
     out.iter_mut().zip(factors).for_each(|(out, factor)| *out *= *factor);
 }
 
+/// Runs `job` for each set and each part of the columns of `out`: rows of some layer.
+fn for_each_tile<L: Sync>(
+    context: &Context<'_>,
+    columns: &[(L, Range<usize>)],
+    sets: &[RowSet],
+    out: &mut [f32],
+    job: impl Fn(&RowSet, &(L, Range<usize>), &mut Tile<'_>, &mut Scratch) + Sync,
+) {
+    let widths: Vec<usize> = columns.iter().map(|(_, rows)| rows.len()).collect();
+    let bands: Vec<Range<usize>> =
+        sets.iter().map(|set| set.first..set.first + set.len()).collect();
+    let tiles = tiles(out, widths.iter().sum(), &bands, &widths);
+    let places = sets.iter().flat_map(|set| columns.iter().map(move |part| (set, part)));
+    let mut parts: Vec<_> = places.zip(tiles).collect();
+    context.pool.for_each(&mut parts, |thread, ((set, part), tile)| {
+        job(set, part, tile, &mut context.scratch(thread));
+    });
+}
+
 /// How many rows of a weight a thread takes at a time: whole panels, and enough parts that
 /// threads end together.
-fn chunk(context: &Context<'_>, rows: usize, tokens: usize) -> usize {
+fn chunk(context: &Context<'_>, rows: usize, sets: &[RowSet]) -> usize {
     /// Products of so many tokens and rows stay in the second cache until they are written.
     const PRODUCTS: usize = 32 * 512;
+    let tokens = sets.iter().map(RowSet::len).sum::<usize>() / sets.len().max(1);
     let even = rows / (8 * context.pool.threads());
     even.min(PRODUCTS / tokens.max(1)).clamp(PANEL_ROWS, 256) / PANEL_ROWS * PANEL_ROWS
 }
