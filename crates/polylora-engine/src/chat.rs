@@ -5,6 +5,7 @@
 
 mod python;
 
+use crate::Tokenizer;
 use jiff::ZonedDateTime;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value, ValueKind};
@@ -153,6 +154,24 @@ impl ChatTemplate {
         add_generation_prompt: bool,
     ) -> Result<String, ChatError> {
         self.render_at(messages, tools, add_generation_prompt, ZonedDateTime::now())
+    }
+
+    /// The tokens of a chat, up to where the assistant speaks next.
+    ///
+    /// # Errors
+    /// Where the template refuses the messages, or fails.
+    pub fn prompt(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+    ) -> Result<Vec<u32>, ChatError> {
+        let mut tokens = tokenizer.encode(&self.render(messages, None, true)?, false, true);
+        // Some templates begin with the token that begins a text, some leave it to others.
+        let begin = tokenizer.bos().filter(|_| tokenizer.adds_bos());
+        if let Some(begin) = begin.filter(|&begin| tokens.first() != Some(&begin)) {
+            tokens.insert(0, begin);
+        }
+        Ok(tokens)
     }
 
     /// [`ChatTemplate::render`] at a time.

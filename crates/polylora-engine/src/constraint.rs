@@ -1,5 +1,6 @@
 //! Constrained decoding: only tokens that a JSON schema, a grammar or a regular expression allows.
 
+use crate::Tokenizer;
 use llguidance::api::{GrammarWithLexer, StopReason, TopLevelGrammar};
 use llguidance::panic_utils::catch_unwind;
 use llguidance::toktrie::{InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
@@ -110,6 +111,19 @@ impl ConstraintFactory {
         }))
         .map_err(|error| ConstraintError::Vocabulary(reason(&error)))?;
         Ok(ConstraintFactory { parsers })
+    }
+
+    /// For the vocabulary of `tokenizer`.
+    pub fn for_tokenizer(tokenizer: &Tokenizer) -> Result<ConstraintFactory, ConstraintError> {
+        let ids = 0..tokenizer.vocab_size();
+        let ends: Vec<u32> = ids.clone().filter(|&id| tokenizer.is_end_of_generation(id)).collect();
+        let names: Vec<_> = ids.clone().map(|id| tokenizer.token_bytes(id, true)).collect();
+        let tokens = ids.zip(&names).map(|(id, bytes)| {
+            let special = tokenizer.token_bytes(id, false).is_empty();
+            VocabToken { bytes, special }
+        });
+        let cut = tokenizer.clone();
+        ConstraintFactory::new(tokens, &ends, move |text| cut.encode(text, false, false))
     }
 }
 

@@ -9,6 +9,7 @@ mod adapter;
 mod attention;
 mod batch;
 mod chat;
+mod completion;
 mod constraint;
 mod engine;
 mod error;
@@ -25,6 +26,7 @@ mod tokenizer;
 
 pub use adapter::LoadedAdapter;
 pub use chat::{ChatError, ChatTemplate, Message};
+pub use completion::{Completion, CompletionError, CompletionOptions, Finish, Row, Step};
 pub use constraint::{Constraint, ConstraintError, ConstraintFactory, VocabToken};
 pub use engine::{Engine, EngineOptions, Input, Logits, Wanted};
 pub use error::Error;

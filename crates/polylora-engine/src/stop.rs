@@ -72,8 +72,8 @@ impl StopStrings {
     }
 
     /// The end of the text: what was held back, as no stop string came of it.
-    pub fn finish(self) -> String {
-        self.held
+    pub fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
     }
 
     /// How many bytes of the held text come before anything that begins a stop string.

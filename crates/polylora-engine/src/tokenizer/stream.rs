@@ -40,8 +40,8 @@ impl Utf8Stream {
 
     /// The end: U+FFFD where a character is not complete, else nothing.
     #[must_use]
-    pub fn finish(self) -> String {
-        String::from_utf8_lossy(&self.pending).into_owned()
+    pub fn finish(&mut self) -> String {
+        String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()
     }
 }
 

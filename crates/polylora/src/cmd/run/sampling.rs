@@ -3,9 +3,7 @@
 use crate::cmd::WrongUse;
 use crate::cmd::loaded::read_text;
 use anyhow::{Context, Result};
-use polylora_engine::{
-    Constraint, ConstraintFactory, Sampler, SamplingParams, Tokenizer, VocabToken,
-};
+use polylora_engine::{Constraint, ConstraintFactory, Sampler, SamplingParams, Tokenizer};
 use std::path::PathBuf;
 
 /// Names and defaults are llama.cpp's.
@@ -104,7 +102,7 @@ impl Sampling {
         } else {
             return Ok(None);
         };
-        let shape = Shape { what, factory: constraint_factory(tokenizer)? };
+        let shape = Shape { what, factory: ConstraintFactory::for_tokenizer(tokenizer)? };
         // One that cannot be followed should be known before a model has read a long prompt.
         shape.constraint()?;
         Ok(Some(shape))
@@ -119,16 +117,4 @@ impl Shape {
             Grammar::Lark(grammar) => Constraint::lark(&self.factory, grammar)?,
         })
     }
-}
-
-fn constraint_factory(tokenizer: &Tokenizer) -> Result<ConstraintFactory> {
-    let ids = 0..tokenizer.vocab_size();
-    let ends: Vec<u32> = ids.clone().filter(|&id| tokenizer.is_end_of_generation(id)).collect();
-    let names: Vec<_> = ids.clone().map(|id| tokenizer.token_bytes(id, true)).collect();
-    let tokens = ids.zip(&names).map(|(id, bytes)| {
-        let special = tokenizer.token_bytes(id, false).is_empty();
-        VocabToken { bytes, special }
-    });
-    let cut = tokenizer.clone();
-    Ok(ConstraintFactory::new(tokens, &ends, move |text| cut.encode(text, false, false))?)
 }

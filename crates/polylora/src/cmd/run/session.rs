@@ -6,8 +6,8 @@ use crate::cmd::loaded::Loaded;
 use crate::terminal::{self, rate};
 use anyhow::{Context, Result};
 use polylora_engine::{
-    ChatTemplate, Constraint, Input, LoadedAdapter, Logits, Message, Sampler, SamplingParams,
-    Sequence, StopStrings, Tokenizer, Wanted,
+    ChatTemplate, Completion, CompletionOptions, Finish, Input, LoadedAdapter, Logits, Message,
+    SamplingParams, Sequence, Tokenizer, Wanted,
 };
 use serde::Serialize;
 use std::sync::Arc;
@@ -79,14 +79,7 @@ impl Session {
     /// The tokens of a conversation, up to where the assistant speaks next.
     pub(super) fn conversation(&self, messages: &[Message]) -> Result<Vec<u32>> {
         let template = self.template.as_ref().context("there is no chat template")?;
-        let text = template.render(messages, None, true).context("the chat template failed")?;
-        let mut tokens = self.tokenizer.encode(&text, false, true);
-        // Some templates begin with the token that begins a text, some leave it to others.
-        let begin = self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos());
-        if let Some(begin) = begin.filter(|&begin| tokens.first() != Some(&begin)) {
-            tokens.insert(0, begin);
-        }
-        Ok(tokens)
+        template.prompt(&self.tokenizer, messages).context("the chat template failed")
     }
 
     /// Sets the adapters for what follows. What was read under others is forgotten: its keys and
@@ -149,11 +142,14 @@ impl Session {
         mut write: impl FnMut(&str) -> Result<()>,
     ) -> Result<Answer> {
         let vocab_size = self.loaded.engine.model().vocab_size();
-        let mut sampler = Sampler::new(asked.params.clone(), vocab_size)?;
-        // Penalties look at the prompt too, as llama.cpp's do.
-        prompt.iter().for_each(|&token| sampler.accept(token));
-        let mut constraint = asked.shape.as_ref().map(Shape::constraint).transpose()?;
-        let mut stop = StopStrings::new(asked.stop.clone())?;
+        let options = CompletionOptions {
+            params: asked.params.clone(),
+            stop: asked.stop.clone(),
+            constraint: asked.shape.as_ref().map(Shape::constraint).transpose()?,
+            continues: asked.continues,
+            max_tokens: asked.limit,
+        };
+        let mut completion = Completion::new(&self.tokenizer, vocab_size, prompt, options)?;
 
         let start = Instant::now();
         let (known, mut logits) = self.read(prompt)?;
@@ -165,55 +161,32 @@ impl Session {
             text += piece;
             write(piece)
         };
-        let mut stream = match asked.continues {
-            true => self.tokenizer.stream_continuation(),
-            false => self.tokenizer.stream(),
-        };
-        let mut count = 0;
-        let end = loop {
-            let Some(row) = &logits else { break End::Interrupted };
-            if Some(count) == asked.limit {
-                break End::Length;
-            }
-            if constraint.as_ref().is_some_and(Constraint::is_finished) {
-                break End::Stop;
-            }
-            let mut row = row.row(0).to_vec();
-            if let Some(constraint) = &mut constraint {
-                constraint.mask(&mut row)?;
-            }
-            let token = sampler.sample(&mut row)?.token;
-            if self.tokenizer.is_end_of_generation(token) {
-                break End::Stop;
-            }
-            sampler.accept(token);
-            if let Some(constraint) = &mut constraint {
-                constraint.accept(token)?;
-            }
-            count += 1;
-            let pushed = stop.push(&stream.push(token));
-            write(&pushed.text)?;
-            if pushed.stopped.is_some() {
-                break End::Stop;
-            }
+        let cut_short = loop {
+            let Some(row) = &mut logits else { break Some(End::Interrupted) };
+            let step = completion.step(row.row_mut(0))?;
+            write(&step.text)?;
+            let Some(token) = step.token else { break None };
             if terminal::interrupted() {
-                break End::Interrupted;
+                break Some(End::Interrupted);
             }
             if self.sequence.len() == self.sequence.context() {
-                break End::ContextFull;
+                break Some(End::ContextFull);
             }
             logits = Some(self.forward(&[token], Wanted::Last)?);
         };
-        // What was held back: half a character, or the beginning of a stop string.
-        write(&stop.push(&stream.finish()).text)?;
-        write(&stop.finish())?;
+        let end = match (cut_short, completion.finished()) {
+            (Some(end), _) => end,
+            (None, Some(Finish::Length)) => End::Length,
+            (None, _) => End::Stop,
+        };
+        write(&completion.end(Finish::Stop))?;
         Ok(Answer {
             text,
             end,
             prompt_tokens: prompt.len(),
             reused_tokens: known,
             prompt_seconds: prompt_time.as_secs_f64(),
-            answer_tokens: count,
+            answer_tokens: completion.tokens(),
             answer_seconds: start.elapsed().as_secs_f64(),
         })
     }
