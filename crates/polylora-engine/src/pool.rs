@@ -17,11 +17,11 @@ pub(crate) struct Pool {
 }
 
 struct Shared {
-    /// Counts the rounds; a worker takes part in each.
+    /// Counts the rounds.
     round: AtomicUsize,
-    /// Workers that have not finished the round.
+    /// Workers that are at the job; counted up under the lock of `job`, while that is there.
     running: AtomicUsize,
-    /// The job of the round.
+    /// The job of the round, until all of it is taken.
     job: Mutex<Option<Job>>,
     /// For workers that have waited long.
     asleep: Mutex<usize>,
@@ -68,14 +68,16 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Runs `job` on every thread, with the thread's number.
+    /// Runs `job` on this thread and on those that come before it is done here, with the thread's
+    /// number. A worker that the system lets wait misses the round, and nobody waits for it.
     fn round(&self, job: &(dyn Fn(usize) + Sync)) {
         if self.workers.is_empty() {
             return job(0);
         }
         let shared = &self.shared;
         // SAFETY: the lifetime is lengthened only until the end of this function, which does not
-        // return (nor unwind) before `running` is zero: no worker touches the job after that.
+        // return (nor unwind) before the job is taken back and `running` is zero: a worker counts
+        // itself in while the job is there, and does not touch it after it has counted itself out.
         let job_here = unsafe {
             std::mem::transmute::<
                 *const (dyn Fn(usize) + Sync + '_),
@@ -83,17 +85,16 @@ impl Pool {
             >(job)
         };
         *lock(&shared.job) = Some(Job(job_here));
-        shared.running.store(self.workers.len(), Ordering::Relaxed);
         shared.round.fetch_add(1, Ordering::SeqCst);
         if *lock(&shared.asleep) > 0 {
             shared.wake.notify_all();
         }
         let here = catch_unwind(AssertUnwindSafe(|| job(0)));
+        *lock(&shared.job) = None;
         let mut spins = 0;
         while shared.running.load(Ordering::Acquire) > 0 {
             pause(&mut spins);
         }
-        *lock(&shared.job) = None;
         let there = lock(&shared.panic).take();
         if let Some(panic) = here.err().or(there) {
             resume_unwind(panic);
@@ -150,28 +151,36 @@ impl Shared {
     fn work(&self, number: usize) {
         let mut seen = 0;
         loop {
-            self.wait_after(seen);
-            seen += 1;
+            seen = self.round_after(seen);
             if self.stop.load(Ordering::SeqCst) {
                 return;
             }
-            let job = *lock(&self.job);
-            if let Some(Job(job)) = job {
+            if let Some(Job(job)) = self.take_part() {
                 // SAFETY: `Pool::round` waits for `running`, which is counted down below.
                 let job = unsafe { &*job };
                 if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job(number))) {
                     *lock(&self.panic) = Some(panic);
                 }
+                self.running.fetch_sub(1, Ordering::Release);
             }
-            self.running.fetch_sub(1, Ordering::Release);
         }
     }
 
-    /// Returns once there is a round after `seen`.
-    fn wait_after(&self, seen: usize) {
+    /// The job, if it is still there; counts this worker in.
+    fn take_part(&self) -> Option<Job> {
+        let job = lock(&self.job);
+        if job.is_some() {
+            self.running.fetch_add(1, Ordering::Relaxed);
+        }
+        *job
+    }
+
+    /// Waits for a round after `seen`; returns its number.
+    fn round_after(&self, seen: usize) -> usize {
         for _ in 0..SPINS {
-            if self.round.load(Ordering::Acquire) != seen {
-                return;
+            let round = self.round.load(Ordering::Acquire);
+            if round != seen {
+                return round;
             }
             std::hint::spin_loop();
         }
@@ -181,6 +190,7 @@ impl Shared {
             asleep = self.wake.wait(asleep).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
         *asleep -= 1;
+        self.round.load(Ordering::SeqCst)
     }
 }
 
