@@ -1,12 +1,14 @@
 //! The commands, one file each.
 
 mod bench;
+mod completions;
 mod convert;
 mod demo;
 mod diff;
 mod eval;
 mod inspect;
 mod loaded;
+mod man;
 mod merge;
 #[cfg(feature = "hub")]
 mod pull;
@@ -37,6 +39,8 @@ pub(crate) enum Command {
     #[cfg(feature = "hub")]
     Pull(pull::Pull),
     Demo(demo::Demo),
+    Completions(completions::Completions),
+    Man(man::Man),
 }
 
 impl Command {
@@ -54,6 +58,8 @@ impl Command {
             #[cfg(feature = "hub")]
             Command::Pull(command) => command.run(),
             Command::Demo(command) => command.run(),
+            Command::Completions(command) => command.run(),
+            Command::Man(command) => command.run(),
         }
     }
 }
