@@ -14,6 +14,8 @@ pub(crate) struct Format {
     pub(crate) expects: &'static str,
     /// Whether the path is of this kind.
     pub(crate) recognizes: fn(&Path) -> bool,
+    /// The adapters of this kind in a listing of files whose content is not at hand.
+    pub(crate) among: fn(&[&str]) -> Vec<Listed>,
     /// Matches the adapter to a base; returns the hash of its content.
     pub(crate) read: fn(&Path, &mut Matching<'_>) -> Result<String, Fault>,
     /// Describes it without a base.
@@ -21,6 +23,21 @@ pub(crate) struct Format {
 }
 
 const FORMATS: &[Format] = &[peft::FORMAT, gguf::FORMAT];
+
+/// An adapter that a listing of files tells of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The path to load it by, relative as the files' names are; empty for the listing's root.
+    pub path: String,
+    /// The files that it consists of.
+    pub files: Vec<String>,
+}
+
+/// The adapters that the names of files, with `/` between folders, tell of. A GGUF's name does not
+/// say whether it is an adapter: none is among them.
+pub fn adapters_among(names: &[&str]) -> Vec<Listed> {
+    FORMATS.iter().flat_map(|format| (format.among)(names)).collect()
+}
 
 /// The format of what lies at `path`.
 pub(crate) fn recognize(path: &Path) -> Result<&'static Format, Fault> {

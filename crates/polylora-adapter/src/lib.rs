@@ -23,5 +23,6 @@ pub use adapter::{Adapter, Change, ChangeKind, Mismatch, OnMismatch, load};
 pub use convert::{ConvertError, ConvertReport, convert};
 pub use error::{Error, Fault};
 pub use factor::Factor;
+pub use format::{Listed, adapters_among};
 pub use spec::{AdapterSpec, SpecError};
 pub use summary::{Summary, TensorSummary, summarize};

@@ -21,6 +21,7 @@ mod split;
 mod write;
 
 pub use metadata::{Array, Metadata, MixedTypes, Value, ValueType};
+pub use split::part_of_name;
 pub use write::{GgufWriter, TensorPlan, WriteOptions};
 
 use crate::{Bytes, Error, Fault, Tensor};

@@ -44,5 +44,6 @@ pub use error::{Error, Fault};
 pub use gguf::limits;
 pub use gguf::{
     Array, Gguf, GgufWriter, Metadata, MixedTypes, TensorPlan, Value, ValueType, WriteOptions,
+    part_of_name,
 };
 pub use tensor::{ShapeError, Tensor};

@@ -1,19 +1,26 @@
 //! The commands, one file each.
 
 mod bench;
+mod completions;
 mod convert;
 mod demo;
 mod diff;
 mod eval;
 mod inspect;
 mod loaded;
+mod man;
 mod merge;
+#[cfg(feature = "hub")]
+mod pull;
 mod quantize;
 mod run;
 mod tokenize;
 
+use crate::source::{AdapterSource, Source};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
+use polylora_adapter::AdapterSpec;
+use polylora_file::imatrix::Imatrix;
 use polylora_file::{Gguf, WriteOptions, same_file};
 use std::path::{Path, PathBuf};
 
@@ -29,7 +36,11 @@ pub(crate) enum Command {
     Quantize(quantize::Quantize),
     Diff(diff::Diff),
     Convert(convert::Convert),
+    #[cfg(feature = "hub")]
+    Pull(pull::Pull),
     Demo(demo::Demo),
+    Completions(completions::Completions),
+    Man(man::Man),
 }
 
 impl Command {
@@ -44,7 +55,11 @@ impl Command {
             Command::Quantize(command) => command.run(),
             Command::Diff(command) => command.run(),
             Command::Convert(command) => command.run(),
+            #[cfg(feature = "hub")]
+            Command::Pull(command) => command.run(),
             Command::Demo(command) => command.run(),
+            Command::Completions(command) => command.run(),
+            Command::Man(command) => command.run(),
         }
     }
 }
@@ -92,12 +107,21 @@ impl Work {
 }
 
 /// Opens a model, or says that the file is something else.
-fn open_model(path: &Path) -> Result<Gguf> {
-    let model = Gguf::open(path)?;
+fn open_model(source: &Source) -> Result<Gguf> {
+    let model = Gguf::open(&source.fetch()?)?;
     if let Some(kind @ ("adapter" | "imatrix")) = model.metadata().str("general.type") {
-        bail!("{} is an {kind}, not a model", path.display());
+        bail!("{source} is an {kind}, not a model");
     }
     Ok(model)
+}
+
+fn open_imatrix(source: &Source) -> Result<Imatrix> {
+    Ok(Imatrix::open(&source.fetch()?)?)
+}
+
+/// The adapters, each where it lies.
+fn fetch(adapters: &[AdapterSource]) -> Result<Vec<AdapterSpec>> {
+    adapters.iter().map(AdapterSource::fetch).collect()
 }
 
 /// Refuses, early and whatever `--force` says, an output that is one of the inputs; and an output

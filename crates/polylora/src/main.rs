@@ -1,6 +1,9 @@
 //! The program `polylora`: see `polylora --help`.
 
 mod cmd;
+#[cfg(feature = "hub")]
+mod hub;
+mod source;
 mod terminal;
 
 use clap::Parser;

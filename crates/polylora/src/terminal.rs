@@ -13,9 +13,10 @@ use std::time::Duration;
 /// begun is cleaned up.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// While a person is asked for a line. The terminal hands Ctrl-C to the line editor then, so what
-/// arrives as a signal is a request to end; nothing is begun that would need cleaning up.
-static AT_PROMPT: AtomicBool = AtomicBool::new(false);
+/// While nothing is begun that would need cleaning up, and something is waited for that may take
+/// long: a line from a person (where the terminal hands Ctrl-C to the line editor, so that what
+/// arrives as a signal is a request to end), or an answer from the network.
+static WAITING: AtomicBool = AtomicBool::new(false);
 
 /// What shells report of a program that Ctrl-C ended.
 const ENDED_BY_SIGNAL: i32 = 130;
@@ -23,7 +24,7 @@ const ENDED_BY_SIGNAL: i32 = 130;
 pub(crate) fn catch_interrupts() {
     // Where no handler can be set, Ctrl-C ends the program at once, as it does by default.
     let _ = ctrlc::set_handler(|| {
-        if AT_PROMPT.load(Ordering::Relaxed) {
+        if WAITING.load(Ordering::Relaxed) {
             std::process::exit(ENDED_BY_SIGNAL);
         }
         INTERRUPTED.store(true, Ordering::Relaxed);
@@ -45,11 +46,11 @@ pub(crate) fn forget_interrupt() {
     INTERRUPTED.store(false, Ordering::Relaxed);
 }
 
-/// Asks a person for a line.
-pub(crate) fn at_prompt<R>(ask: impl FnOnce() -> R) -> R {
-    AT_PROMPT.store(true, Ordering::Relaxed);
+/// Waits for something; Ctrl-C, or a request to end, ends the program at once.
+pub(crate) fn waiting<R>(ask: impl FnOnce() -> R) -> R {
+    WAITING.store(true, Ordering::Relaxed);
     let answer = ask();
-    AT_PROMPT.store(false, Ordering::Relaxed);
+    WAITING.store(false, Ordering::Relaxed);
     answer
 }
 
@@ -79,6 +80,19 @@ impl Progress {
     pub(crate) fn step(&self, message: String) {
         self.0.set_message(message);
         self.0.inc(1);
+    }
+
+    /// Stands at this many bytes.
+    #[cfg(feature = "hub")]
+    pub(crate) fn at(&self, bytes: u64) {
+        self.0.set_position(bytes);
+    }
+
+    /// Stands at bytes that were there before: they say nothing of the rate.
+    #[cfg(feature = "hub")]
+    pub(crate) fn resume(&self, bytes: u64) {
+        self.0.set_position(bytes);
+        self.0.reset_eta();
     }
 
     /// Ends a job that stops quietly when it is interrupted.

@@ -469,6 +469,18 @@ fn the_demo_runs() {
 }
 
 #[test]
+fn completions_and_manual_pages_know_the_commands() {
+    let folder = Folder::new();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        says(&folder.ok(&["completions", shell]), &["polylora", "merge", "split-max-size"]);
+    }
+    folder.ok(&["man", "pages"]);
+    let page = |name: &str| std::fs::read_to_string(folder.path("pages").join(name)).unwrap();
+    says(&page("polylora.1"), &["merge", "POLYLORA_ISA"]);
+    says(&page("polylora-merge.1"), &["adapter", "split"]);
+}
+
+#[test]
 fn help_says_every_command() {
     let output = Command::new(env!("CARGO_BIN_EXE_polylora")).arg("--help").output().unwrap();
     let help = String::from_utf8(output.stdout).unwrap();

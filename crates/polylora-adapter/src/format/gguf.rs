@@ -19,8 +19,14 @@ use std::sync::Arc;
 
 const ALPHA: &str = "adapter.lora.alpha";
 
-pub(super) const FORMAT: Format =
-    Format { expects: "a GGUF file of type adapter", recognizes, read, summarize };
+pub(super) const FORMAT: Format = Format {
+    expects: "a GGUF file of type adapter",
+    recognizes,
+    // A name does not tell an adapter from a model.
+    among: |_| Vec::new(),
+    read,
+    summarize,
+};
 
 /// By its first bytes, or at least its name, so that a damaged file gets a fitting message.
 fn recognizes(path: &Path) -> bool {

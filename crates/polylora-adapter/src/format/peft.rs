@@ -9,7 +9,7 @@ mod config;
 mod experts;
 mod parts;
 
-use super::Format;
+use super::{Format, Listed};
 use crate::adapter::{Change, ChangeKind, Matching, check_values};
 use crate::error::Fault;
 use crate::factor::Factor;
@@ -28,11 +28,13 @@ use std::sync::Arc;
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 const INDEX: &str = "adapter_model.safetensors.index.json";
+const SHARD: &str = "adapter_model-";
 const PICKLE: &str = "adapter_model.bin";
 
 pub(super) const FORMAT: Format = Format {
     expects: "a folder with adapter_config.json (PEFT)",
     recognizes: |path| folder(path).join(CONFIG).is_file(),
+    among,
     read,
     summarize,
 };
@@ -44,6 +46,30 @@ fn folder(path: &Path) -> PathBuf {
         Some(parent) if [CONFIG, WEIGHTS, INDEX].contains(&name) => parent.into(),
         _ => path.to_owned(),
     }
+}
+
+/// The folders with a configuration and weights.
+fn among(names: &[&str]) -> Vec<Listed> {
+    let configs = names.iter().filter_map(|name| name.strip_suffix(CONFIG));
+    let folders = configs.filter(|folder| folder.is_empty() || folder.ends_with('/'));
+    folders.filter_map(|folder| listed(folder, names)).collect()
+}
+
+/// Of sharded weights all files are taken that are named like shards: the index that says which
+/// are meant is not at hand.
+fn listed(folder: &str, names: &[&str]) -> Option<Listed> {
+    let is_shard = |name: &str| name.starts_with(SHARD) && name.ends_with(".safetensors");
+    let inside: Vec<&str> = names.iter().filter_map(|name| name.strip_prefix(folder)).collect();
+    let weights: Vec<&str> = if inside.contains(&WEIGHTS) {
+        vec![WEIGHTS]
+    } else if inside.contains(&INDEX) {
+        let sharded = |name: &&str| *name == INDEX || is_shard(name);
+        inside.into_iter().filter(sharded).collect()
+    } else {
+        return None;
+    };
+    let files = [CONFIG].into_iter().chain(weights).map(|name| format!("{folder}{name}"));
+    Some(Listed { path: folder.trim_end_matches('/').to_owned(), files: files.collect() })
 }
 
 /// What is in the folder.

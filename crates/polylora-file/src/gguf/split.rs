@@ -64,6 +64,19 @@ fn siblings(path: &Path, no: u64, count: u64) -> Result<Vec<PathBuf>, Error> {
     Ok((0..count).map(|no| path.with_file_name(format!("{stem}{}", suffix(no, count)))).collect())
 }
 
+/// What the name of a part says: `NAME-00002-of-00003.gguf` is part 1 (from 0) of 3 of `NAME`.
+///
+/// ```
+/// assert_eq!(polylora_file::part_of_name("a-00002-of-00003.gguf"), Some(("a", 1, 3)));
+/// assert_eq!(polylora_file::part_of_name("a.gguf"), None);
+/// ```
+pub fn part_of_name(name: &str) -> Option<(&str, u64, u64)> {
+    let (rest, count) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
+    let (stem, no) = rest.rsplit_once('-')?;
+    let (no, count) = (no.parse::<u64>().ok()?.checked_sub(1)?, count.parse().ok()?);
+    (no < count && name.strip_suffix(&suffix(no, count)) == Some(stem)).then_some((stem, no, count))
+}
+
 /// How the name of part `no`, from 0, ends.
 fn suffix(no: u64, count: u64) -> String {
     format!("-{:05}-of-{count:05}.gguf", no + 1)

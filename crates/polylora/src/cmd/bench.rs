@@ -1,11 +1,10 @@
 use super::loaded::{EngineArgs, Loaded, Named, labels};
+use crate::source::{AdapterSource, Source};
 use crate::terminal::{self, Progress, Table, percent, rate};
 use anyhow::{Result, ensure};
-use polylora_adapter::AdapterSpec;
 use polylora_engine::{Input, LoadedAdapter, Sequence, Wanted};
 use serde::Serialize;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -19,10 +18,10 @@ use std::time::Instant;
 pub(crate) struct Bench {
     /// The model
     #[arg(value_name = "MODEL.gguf")]
-    model: PathBuf,
+    model: Source,
     /// A PEFT folder or a GGUF LoRA; may be repeated
     #[arg(long, value_name = "[NAME=]PATH[@SCALE]")]
-    adapter: Vec<AdapterSpec>,
+    adapter: Vec<AdapterSource>,
     /// Tokens of a prompt; 0 for no such test
     #[arg(short = 'p', long, value_name = "N", default_value_t = 512)]
     prompt: usize,
@@ -88,7 +87,7 @@ struct WithAdapters {
 
 #[derive(Serialize)]
 struct Benchmark {
-    model: PathBuf,
+    model: String,
     adapters: Vec<String>,
     repetitions: usize,
     tests: Vec<Measured>,
@@ -127,7 +126,7 @@ impl Bench {
         }
         drop(progress);
         let found = Benchmark {
-            model: self.model.clone(),
+            model: self.model.to_string(),
             adapters: adapters.iter().map(Named::label).collect(),
             repetitions: self.reps.get(),
             tests: measured,

@@ -1,7 +1,8 @@
 use super::{check_output, open_model, parts};
+use crate::source::{AdapterSource, Source};
 use crate::terminal::{self, size};
 use anyhow::Result;
-use polylora_adapter::{AdapterSpec, OnMismatch, convert, load};
+use polylora_adapter::{OnMismatch, convert, load};
 use polylora_quant::GgmlType;
 use std::path::PathBuf;
 
@@ -13,10 +14,10 @@ use std::path::PathBuf;
 pub(crate) struct Convert {
     /// The adapter: a PEFT folder, or a GGUF LoRA to change its type or scale
     #[arg(value_name = "[NAME=]ADAPTER[@SCALE]")]
-    adapter: AdapterSpec,
+    adapter: AdapterSource,
     /// The model that it is for, in any type
     #[arg(long, value_name = "BASE.gguf")]
-    base: PathBuf,
+    base: Source,
     /// The file to write
     #[arg(short, long, value_name = "OUT.gguf")]
     out: PathBuf,
@@ -35,9 +36,10 @@ impl Convert {
     pub(crate) fn run(self) -> Result<()> {
         let base = open_model(&self.base)?;
         let mut inputs = parts(&base);
-        inputs.push(&self.adapter.path);
+        let spec = self.adapter.fetch()?;
+        inputs.push(&spec.path);
         check_output(&self.out, &inputs, self.force)?;
-        let adapter = load(&self.adapter, &base, OnMismatch::Fail)?;
+        let adapter = load(&spec, &base, OnMismatch::Fail)?;
         let report = convert(&adapter, &base, &self.out, self.ty, self.force)?;
         if self.json {
             return terminal::print_json(&report);

@@ -1,9 +1,9 @@
 use super::open_model;
+use crate::source::Source;
 use crate::terminal::{self, Progress, Table, percent};
 use anyhow::Result;
 use polylora_adapter::diff::{TensorDiff, diff};
 use std::fmt::Write;
-use std::path::PathBuf;
 
 /// Compare two models tensor by tensor: type, largest and RMS difference, relative error, cosine
 ///
@@ -13,10 +13,10 @@ use std::path::PathBuf;
 pub(crate) struct Diff {
     /// The model to compare with
     #[arg(value_name = "A.gguf")]
-    a: PathBuf,
+    a: Source,
     /// The other model
     #[arg(value_name = "B.gguf")]
-    b: PathBuf,
+    b: Source,
     /// Print every tensor as JSON
     #[arg(long)]
     json: bool,

@@ -1,11 +1,10 @@
 mod score;
 
 use super::loaded::{EngineArgs, Loaded, handles, labels, read_text};
+use crate::source::{AdapterSource, Source};
 use crate::terminal::{self, Progress, Table};
 use anyhow::{Result, ensure};
-use polylora_adapter::AdapterSpec;
 use polylora_engine::{Input, LoadedAdapter, Logits, Sequence, Wanted};
-use polylora_file::same_file;
 use score::{Compared, Comparison, Estimate, compare, surprise};
 use serde::Serialize;
 use std::fmt::Write;
@@ -23,19 +22,19 @@ use std::sync::Arc;
 pub(crate) struct Eval {
     /// The model
     #[arg(value_name = "MODEL.gguf")]
-    model: PathBuf,
+    model: Source,
     /// The text
     #[arg(long, value_name = "FILE")]
     text: PathBuf,
     /// A PEFT folder or a GGUF LoRA, with a scale to multiply its own; may be repeated
     #[arg(long, value_name = "[NAME=]PATH[@SCALE]")]
-    adapter: Vec<AdapterSpec>,
+    adapter: Vec<AdapterSource>,
     /// The reference [default with --against-adapter: the model itself]
     #[arg(long, value_name = "MODEL.gguf")]
-    against: Option<PathBuf>,
+    against: Option<Source>,
     /// An adapter of the reference; may be repeated
     #[arg(long, value_name = "[NAME=]PATH[@SCALE]")]
-    against_adapter: Vec<AdapterSpec>,
+    against_adapter: Vec<AdapterSource>,
     /// Tokens of a chunk
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = context)]
     ctx: usize,
@@ -74,7 +73,7 @@ struct Side {
 /// What `eval` found.
 #[derive(Serialize)]
 struct Evaluation {
-    model: PathBuf,
+    model: String,
     adapters: Vec<AdapterName>,
     chunks: usize,
     context: usize,
@@ -87,7 +86,7 @@ struct Evaluation {
 
 #[derive(Serialize)]
 struct Against {
-    model: PathBuf,
+    model: String,
     adapters: Vec<AdapterName>,
     #[serde(flatten)]
     comparison: Comparison,
@@ -103,7 +102,7 @@ impl Eval {
     pub(crate) fn run(self) -> Result<()> {
         let text = read_text(&self.text)?;
         let mut models = vec![Loaded::open(&self.model, &self.engine)?];
-        if let Some(other) = self.against.as_deref().filter(|path| !same_file(path, &self.model)) {
+        if let Some(other) = self.against.as_ref().filter(|other| !other.is_same(&self.model)) {
             models.push(Loaded::open(other, &self.engine)?);
         }
         let chunks = self.chunks(&text, &models)?;
@@ -129,14 +128,14 @@ impl Eval {
         drop(progress);
 
         let found = Evaluation {
-            model: self.model.clone(),
+            model: self.model.to_string(),
             adapters: names(&self.adapter),
             chunks: chunks.len(),
             context: self.ctx,
             tokens: surprises.len() + compared.len(),
             perplexity: self.perplexity(&surprises, &compared),
             against: compares.then(|| Against {
-                model: self.against.as_ref().unwrap_or(&self.model).clone(),
+                model: self.against.as_ref().unwrap_or(&self.model).to_string(),
                 adapters: names(&self.against_adapter),
                 comparison: Comparison::new(&compared),
             }),
@@ -180,7 +179,7 @@ impl Eval {
         Ok(cut.swap_remove(0))
     }
 
-    fn side(&self, models: &[Loaded], model: usize, specs: &[AdapterSpec]) -> Result<Side> {
+    fn side(&self, models: &[Loaded], model: usize, specs: &[AdapterSource]) -> Result<Side> {
         let loaded = &models[model];
         let adapters = loaded.adapters(specs)?;
         terminal::tell(&format!("{}; adapters: {}\n", loaded.describe(), labels(&adapters)));
@@ -230,8 +229,8 @@ impl Side {
     }
 }
 
-fn names(specs: &[AdapterSpec]) -> Vec<AdapterName> {
-    let name = |spec: &AdapterSpec| AdapterName { name: spec.name.clone(), scale: spec.scale };
+fn names(specs: &[AdapterSource]) -> Vec<AdapterName> {
+    let name = |spec: &AdapterSource| AdapterName { name: spec.name.clone(), scale: spec.scale };
     specs.iter().map(name).collect()
 }
 

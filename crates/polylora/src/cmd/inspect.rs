@@ -1,3 +1,4 @@
+use crate::source::Source;
 use crate::terminal::{self, Table, bold, size};
 use anyhow::Result;
 use polylora_adapter::{Summary, summarize};
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Inspect {
     /// A GGUF file, a PEFT folder, or an imatrix of either format
     #[arg(value_name = "FILE|DIR")]
-    path: PathBuf,
+    source: Source,
     /// Print everything as JSON
     #[arg(long)]
     json: bool,
@@ -21,22 +22,23 @@ pub(crate) struct Inspect {
 
 impl Inspect {
     pub(crate) fn run(self) -> Result<()> {
-        if self.path.is_dir() {
-            return self.print(&summarize(&self.path)?, adapter);
+        let path = self.source.fetch()?;
+        if path.is_dir() {
+            return self.print(&summarize(&path)?, adapter);
         }
-        let gguf = match Gguf::open(&self.path) {
+        let gguf = match Gguf::open(&path) {
             Ok(gguf) => gguf,
             // The old imatrix format has no magic: where the file reads as one, it is one.
-            Err(error) => match Imatrix::open(&self.path) {
-                Ok(found) => return self.print(&MatrixReport::new(&self.path, &found), imatrix),
+            Err(error) => match Imatrix::open(&path) {
+                Ok(found) => return self.print(&MatrixReport::new(&path, &found), imatrix),
                 Err(_) => return Err(error.into()),
             },
         };
         match gguf.metadata().str("general.type") {
-            Some("adapter") => self.print(&summarize(&self.path)?, adapter),
+            Some("adapter") => self.print(&summarize(&path)?, adapter),
             Some("imatrix") => {
-                let found = Imatrix::open(&self.path)?;
-                self.print(&MatrixReport::new(&self.path, &found), imatrix)
+                let found = Imatrix::open(&path)?;
+                self.print(&MatrixReport::new(&path, &found), imatrix)
             }
             _ => self.print(&ModelReport::new(&gguf), model),
         }

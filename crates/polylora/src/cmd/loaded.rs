@@ -1,6 +1,7 @@
 //! A model ready to run, as the commands that run one share it.
 
-use super::{WrongUse, open_model};
+use super::{WrongUse, fetch, open_model};
+use crate::source::{AdapterSource, Source};
 use crate::terminal::{self, count, size};
 use anyhow::{Context, Result};
 use polylora_adapter::{AdapterSpec, OnMismatch};
@@ -8,7 +9,7 @@ use polylora_engine::{Engine, EngineOptions, LoadedAdapter, Model, Sequence, Tok
 use polylora_file::Gguf;
 use polylora_quant::GgmlType;
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// How to run a model.
@@ -33,7 +34,7 @@ fn kv_type(text: &str) -> Result<GgmlType, String> {
 
 /// A model with its threads.
 pub(super) struct Loaded {
-    pub(super) path: PathBuf,
+    pub(super) source: Source,
     pub(super) gguf: Gguf,
     pub(super) engine: Engine,
 }
@@ -45,19 +46,19 @@ pub(super) struct Named {
 }
 
 impl Loaded {
-    pub(super) fn open(path: &Path, args: &EngineArgs) -> Result<Loaded> {
-        let gguf = open_model(path)?;
-        let model = Model::open(&gguf).with_context(|| format!("cannot run {}", path.display()))?;
+    pub(super) fn open(source: &Source, args: &EngineArgs) -> Result<Loaded> {
+        let gguf = open_model(source)?;
+        let model = Model::open(&gguf).with_context(|| format!("cannot run {source}"))?;
         let options =
             EngineOptions { threads: args.threads, exact: args.exact, kv_type: args.kv_type };
         let engine = Engine::new(Arc::new(model), &options)
-            .with_context(|| format!("cannot run {}", path.display()))?;
-        Ok(Loaded { path: path.to_owned(), gguf, engine })
+            .with_context(|| format!("cannot run {source}"))?;
+        Ok(Loaded { source: source.clone(), gguf, engine })
     }
 
     pub(super) fn tokenizer(&self) -> Result<Tokenizer> {
         Tokenizer::from_gguf(&self.gguf)
-            .with_context(|| format!("cannot read the vocabulary of {}", self.path.display()))
+            .with_context(|| format!("cannot read the vocabulary of {}", self.source))
     }
 
     pub(super) fn adapter(&self, spec: &AdapterSpec) -> Result<Named> {
@@ -68,15 +69,15 @@ impl Loaded {
         Ok(Named { spec: spec.clone(), adapter })
     }
 
-    pub(super) fn adapters(&self, specs: &[AdapterSpec]) -> Result<Vec<Named>> {
-        specs.iter().map(|spec| self.adapter(spec)).collect()
+    pub(super) fn adapters(&self, sources: &[AdapterSource]) -> Result<Vec<Named>> {
+        fetch(sources)?.iter().map(|spec| self.adapter(spec)).collect()
     }
 
     /// An empty sequence of `context` tokens; says so where that is more than the model knows.
     pub(super) fn sequence(&self, context: usize) -> Sequence {
         let known = self.engine.model().context_length();
         if context > known {
-            let model = self.path.display();
+            let model = &self.source;
             terminal::tell(&format!(
                 "note: {model} was made for {known} tokens, not {context}: expect nonsense beyond\n"
             ));
@@ -91,7 +92,7 @@ impl Loaded {
         let bytes: usize = tensors.iter().map(|tensor| tensor.bytes.len()).sum();
         format!(
             "{}: {}, {} parameters, {}",
-            self.path.display(),
+            self.source,
             self.engine.model().architecture(),
             count(parameters as u64),
             size(bytes as u64)

@@ -1,11 +1,11 @@
-use super::{Work, WrongUse, check_output, open_model, parts};
+use super::{Work, WrongUse, check_output, fetch, open_imatrix, open_model, parts};
+use crate::source::{AdapterSource, Source};
 use crate::terminal::{self, Progress, Table, percent, size};
 use anstyle::AnsiColor;
 use anyhow::{Context, Result};
 use polylora_adapter::report::{Report, Verdict};
 use polylora_adapter::rewrite::{Plan, TypeRules};
-use polylora_adapter::{Adapter, AdapterSpec, OnMismatch, load};
-use polylora_file::imatrix::Imatrix;
+use polylora_adapter::{Adapter, OnMismatch, load};
 use serde::Serialize;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -20,10 +20,10 @@ use std::time::Instant;
 pub(crate) struct Merge {
     /// The model, quantized in any format (of a split one, any part)
     #[arg(value_name = "BASE.gguf")]
-    base: PathBuf,
+    base: Source,
     /// A PEFT folder or a GGUF LoRA, with a scale to multiply its own; may be repeated
     #[arg(long, required = true, value_name = "[NAME=]PATH[@SCALE]")]
-    adapter: Vec<AdapterSpec>,
+    adapter: Vec<AdapterSource>,
     /// The file to write
     #[arg(short, long, value_name = "OUT.gguf")]
     out: PathBuf,
@@ -33,7 +33,7 @@ pub(crate) struct Merge {
     types: Vec<String>,
     /// Importance matrix of llama.cpp (GGUF or .dat), to weigh errors by when rounding
     #[arg(long, value_name = "FILE")]
-    imatrix: Option<PathBuf>,
+    imatrix: Option<Source>,
     /// What to do with a part of an adapter that does not fit the base
     #[arg(long, value_name = "fail|skip", default_value = "fail", value_parser = on_mismatch)]
     on_mismatch: OnMismatch,
@@ -67,12 +67,12 @@ impl Merge {
         let start = Instant::now();
         let base = open_model(&self.base)?;
         let mut inputs = parts(&base);
-        inputs.extend(self.adapter.iter().map(|spec| spec.path.as_path()));
+        let specs = fetch(&self.adapter)?;
+        inputs.extend(specs.iter().map(|spec| spec.path.as_path()));
         check_output(&self.out, &inputs, self.work.force || self.dry_run)?;
 
-        let imatrix = self.imatrix.as_deref().map(Imatrix::open).transpose()?;
-        let adapters = self
-            .adapter
+        let imatrix = self.imatrix.as_ref().map(open_imatrix).transpose()?;
+        let adapters = specs
             .iter()
             .map(|spec| load(spec, &base, self.on_mismatch))
             .collect::<Result<Vec<Adapter>, _>>()?;

@@ -1,9 +1,9 @@
-use super::{Work, check_output, open_model, parts};
+use super::{Work, check_output, open_imatrix, open_model, parts};
+use crate::source::Source;
 use crate::terminal::{self, Progress, percent, size};
 use anyhow::{Context, Result};
 use polylora_adapter::mixture::Recipe;
 use polylora_adapter::rewrite::Plan;
-use polylora_file::imatrix::Imatrix;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -16,7 +16,7 @@ use std::time::Instant;
 pub(crate) struct Quantize {
     /// The model to read
     #[arg(value_name = "IN.gguf")]
-    input: PathBuf,
+    input: Source,
     /// The file to write
     #[arg(value_name = "OUT.gguf")]
     out: PathBuf,
@@ -28,7 +28,7 @@ pub(crate) struct Quantize {
     pure: bool,
     /// Importance matrix of llama.cpp (GGUF or .dat), to weigh errors by when rounding
     #[arg(long, value_name = "FILE")]
-    imatrix: Option<PathBuf>,
+    imatrix: Option<Source>,
     #[command(flatten)]
     work: Work,
 }
@@ -44,7 +44,7 @@ impl Quantize {
         let start = Instant::now();
         let model = open_model(&self.input)?;
         check_output(&self.out, &parts(&model), self.work.force)?;
-        let imatrix = self.imatrix.as_deref().map(Imatrix::open).transpose()?;
+        let imatrix = self.imatrix.as_ref().map(open_imatrix).transpose()?;
         let types = self.recipe.tensor_types(&model, self.pure, imatrix.is_some())?;
         let plan = Plan::quantize(&model, &types, self.recipe.file_type(), imatrix.as_ref())?;
 

@@ -4,10 +4,10 @@ mod session;
 
 use super::WrongUse;
 use super::loaded::{EngineArgs, Loaded, handles, labels, read_standard_input, read_text};
+use crate::source::{AdapterSource, Source};
 use crate::terminal;
 use anyhow::Result;
 use chat::Chat;
-use polylora_adapter::AdapterSpec;
 use polylora_engine::Message;
 use sampling::Sampling;
 use session::{Asked, End, Session};
@@ -25,10 +25,10 @@ use std::path::PathBuf;
 pub(crate) struct Run {
     /// The model
     #[arg(value_name = "MODEL.gguf")]
-    model: PathBuf,
+    model: Source,
     /// A PEFT folder or a GGUF LoRA, with a scale to multiply its own; may be repeated
     #[arg(long, value_name = "[NAME=]PATH[@SCALE]")]
-    adapter: Vec<AdapterSpec>,
+    adapter: Vec<AdapterSource>,
     /// What to answer [default: standard input, where something is piped in]
     #[arg(short, long, value_name = "TEXT", conflicts_with = "file")]
     prompt: Option<String>,
@@ -80,7 +80,7 @@ impl Run {
             limit: self.number,
         };
         if self.system.is_some() && session.template.is_none() {
-            let model = self.model.display();
+            let model = &self.model;
             let why = format!("{model} has no chat template: there is no place for --system");
             return Err(WrongUse(why).into());
         }

@@ -1,5 +1,6 @@
 use super::loaded::{read_standard_input, read_text};
 use super::open_model;
+use crate::source::Source;
 use crate::terminal::{self, Table};
 use anyhow::{Context, Result};
 use polylora_engine::Tokenizer;
@@ -12,7 +13,7 @@ use std::path::PathBuf;
 pub(crate) struct Tokenize {
     /// The model
     #[arg(value_name = "MODEL.gguf")]
-    model: PathBuf,
+    model: Source,
     /// The text [default: standard input]
     #[arg(value_name = "TEXT", conflicts_with = "file")]
     text: Option<String>,
@@ -50,7 +51,7 @@ impl Tokenize {
     pub(crate) fn run(self) -> Result<()> {
         let gguf = open_model(&self.model)?;
         let tokenizer = Tokenizer::from_gguf(&gguf)
-            .with_context(|| format!("cannot read the vocabulary of {}", self.model.display()))?;
+            .with_context(|| format!("cannot read the vocabulary of {}", self.model))?;
         let text = match (self.text, self.file) {
             (Some(text), _) => text,
             (None, Some(file)) => read_text(&file)?,

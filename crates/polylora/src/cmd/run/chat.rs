@@ -70,7 +70,7 @@ impl Chat {
         terminal::tell("/help shows what can be done.\n");
         let mut leaving = false;
         loop {
-            let line = match terminal::at_prompt(|| editor.readline("> ")) {
+            let line = match terminal::waiting(|| editor.readline("> ")) {
                 Ok(line) => line,
                 Err(ReadlineError::Interrupted) if !leaving => {
                     terminal::tell("Ctrl-C again, or Ctrl-D, to leave.\n");
@@ -240,7 +240,7 @@ mod tests {
             SMALL.write_adapter(&folder.join(name), rank, 3.0).unwrap();
         }
         let flags = Flags::parse_from(["", "--exact", "--threads", "1"]);
-        let loaded = Loaded::open(&model, &flags.engine).unwrap();
+        let loaded = Loaded::open(&model.as_path().into(), &flags.engine).unwrap();
         let specs = ["a", "b"].map(|name| folder.join(name).to_str().unwrap().parse().unwrap());
         let adapters = loaded.adapters(&specs).unwrap();
         let session = Session::new(loaded, Some(512)).unwrap();

@@ -67,9 +67,8 @@ impl Session {
     /// `context` tokens; none: as many as the model was made for.
     pub(super) fn new(loaded: Loaded, context: Option<usize>) -> Result<Session> {
         let tokenizer = loaded.tokenizer()?;
-        let template = ChatTemplate::from_gguf(&loaded.gguf).with_context(|| {
-            format!("cannot use the chat template of {}", loaded.path.display())
-        })?;
+        let template = ChatTemplate::from_gguf(&loaded.gguf)
+            .with_context(|| format!("cannot use the chat template of {}", loaded.source))?;
         let context = context.unwrap_or(loaded.engine.model().context_length());
         let sequence = loaded.sequence(context);
         let (tokens, adapters) = (Vec::new(), Vec::new());
