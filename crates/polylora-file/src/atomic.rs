@@ -119,6 +119,20 @@ pub fn same_file(a: &Path, b: &Path) -> bool {
     identity(a).is_ok_and(|a| identity(b).is_ok_and(|b| a == b))
 }
 
+/// Refuses an output that is one of the inputs, whether or not it may be replaced.
+///
+/// # Errors
+/// [`Fault::IsInput`].
+pub fn check_output<'a>(
+    out: &Path,
+    inputs: impl IntoIterator<Item = &'a Path>,
+) -> Result<(), Error> {
+    match inputs.into_iter().find(|input| same_file(input, out)) {
+        Some(input) => Err(Fault::IsInput(input.to_owned()).at(out)),
+        None => Ok(()),
+    }
+}
+
 #[cfg(unix)]
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;

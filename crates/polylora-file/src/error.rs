@@ -45,6 +45,9 @@ pub enum Fault {
     /// Of the future.
     #[error("a GGUF file of version {0}, where 2 and 3 are known: a newer program may read it")]
     Version(u32),
+    /// By `general.type`.
+    #[error("this is an {0}, not a model")]
+    NotAModel(String),
     /// The end came too soon.
     #[error(
         "the file ends within {reading}: expected at least {expected} bytes, found {found}. \
@@ -323,6 +326,9 @@ pub enum Fault {
         /// The tensor whose importance it is.
         tensor: String,
     },
+    /// A file that is still to be read.
+    #[error("the output is the input {}: choose another name", .0.display())]
+    IsInput(PathBuf),
     /// Nothing is replaced unasked.
     #[error("the file exists: choose another name, or ask to overwrite it")]
     Exists,

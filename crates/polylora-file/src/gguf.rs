@@ -56,6 +56,18 @@ impl Gguf {
         split::open(path)
     }
 
+    /// Opens a model, as [`Gguf::open`] does.
+    ///
+    /// # Errors
+    /// Where it says that it is an adapter or an importance matrix, too.
+    pub fn open_model(path: &Path) -> Result<Gguf, Error> {
+        let model = Gguf::open(path)?;
+        match model.metadata.str("general.type") {
+            Some(kind @ ("adapter" | "imatrix")) => Err(Fault::NotAModel(kind.to_owned()).at(path)),
+            _ => Ok(model),
+        }
+    }
+
     /// Reads a file's bytes; `path` is for messages. A part of a split file is taken for itself.
     ///
     /// # Errors

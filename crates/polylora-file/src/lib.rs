@@ -37,7 +37,7 @@ pub mod imatrix;
 pub mod safetensors;
 mod tensor;
 
-pub use atomic::{AtomicFile, same_file, write_file};
+pub use atomic::{AtomicFile, check_output, same_file, write_file};
 pub use bytes::Bytes;
 pub use digest::sha256;
 pub use error::{Error, Fault};

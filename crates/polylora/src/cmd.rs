@@ -21,7 +21,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use polylora_adapter::AdapterSpec;
 use polylora_file::imatrix::Imatrix;
-use polylora_file::{Gguf, WriteOptions, same_file};
+use polylora_file::{Gguf, WriteOptions};
 use std::path::{Path, PathBuf};
 
 /// One row for each command.
@@ -108,11 +108,7 @@ impl Work {
 
 /// Opens a model, or says that the file is something else.
 fn open_model(source: &Source) -> Result<Gguf> {
-    let model = Gguf::open(&source.fetch()?)?;
-    if let Some(kind @ ("adapter" | "imatrix")) = model.metadata().str("general.type") {
-        bail!("{source} is an {kind}, not a model");
-    }
-    Ok(model)
+    Ok(Gguf::open_model(&source.fetch()?)?)
 }
 
 fn open_imatrix(source: &Source) -> Result<Imatrix> {
@@ -127,9 +123,7 @@ fn fetch(adapters: &[AdapterSource]) -> Result<Vec<AdapterSpec>> {
 /// Refuses, early and whatever `--force` says, an output that is one of the inputs; and an output
 /// that exists, without `--force`.
 fn check_output(out: &Path, inputs: &[&Path], force: bool) -> Result<()> {
-    if let Some(input) = inputs.iter().find(|input| same_file(input, out)) {
-        bail!("the output {} is the input {}: choose another name", out.display(), input.display());
-    }
+    polylora_file::check_output(out, inputs.iter().copied())?;
     if !force && out.exists() {
         bail!("{} exists: choose another name, or --force to replace it", out.display());
     }
