@@ -2,7 +2,8 @@
 //!
 //! [`load`] reads an adapter of either kind and says what it does to each of the base's tensors,
 //! in the base's own names and layout ([`Adapter`]); [`convert`] writes that as a GGUF adapter,
-//! [`summarize`] looks at one without a base. What cannot be honoured is refused by name.
+//! [`summarize`] looks at one without a base, [`inspect`] at whatever a file holds. What cannot be
+//! honoured is refused by name.
 
 mod adapter;
 mod convert;
@@ -11,6 +12,7 @@ mod error;
 mod factor;
 mod fidelity;
 mod format;
+mod inspect;
 pub mod merge;
 pub mod mixture;
 mod names;
@@ -24,5 +26,6 @@ pub use convert::{ConvertError, ConvertReport, convert};
 pub use error::{Error, Fault};
 pub use factor::Factor;
 pub use format::{Listed, adapters_among};
+pub use inspect::{ImatrixEntry, ImatrixSummary, Inspection, ModelSummary, ModelTensor, inspect};
 pub use spec::{AdapterSpec, SpecError};
 pub use summary::{Summary, TensorSummary, summarize};

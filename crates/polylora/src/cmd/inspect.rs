@@ -1,13 +1,9 @@
 use crate::source::Source;
 use crate::terminal::{self, Table, bold, size};
 use anyhow::Result;
-use polylora_adapter::{Summary, summarize};
-use polylora_file::imatrix::Imatrix;
-use polylora_file::{Gguf, Value};
-use serde::Serialize;
+use polylora_adapter::{ImatrixSummary, Inspection, ModelSummary, Summary, inspect};
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
 
 /// Show what is in a model, an adapter of either kind, or an importance matrix
 #[derive(clap::Args)]
@@ -22,106 +18,19 @@ pub(crate) struct Inspect {
 
 impl Inspect {
     pub(crate) fn run(self) -> Result<()> {
-        let path = self.source.fetch()?;
-        if path.is_dir() {
-            return self.print(&summarize(&path)?, adapter);
+        let found = inspect(&self.source.fetch()?)?;
+        if self.json {
+            return terminal::print_json(&found);
         }
-        let gguf = match Gguf::open(&path) {
-            Ok(gguf) => gguf,
-            // The old imatrix format has no magic: where the file reads as one, it is one.
-            Err(error) => match Imatrix::open(&path) {
-                Ok(found) => return self.print(&MatrixReport::new(&path, &found), imatrix),
-                Err(_) => return Err(error.into()),
-            },
-        };
-        match gguf.metadata().str("general.type") {
-            Some("adapter") => self.print(&summarize(&path)?, adapter),
-            Some("imatrix") => {
-                let found = Imatrix::open(&path)?;
-                self.print(&MatrixReport::new(&path, &found), imatrix)
-            }
-            _ => self.print(&ModelReport::new(&gguf), model),
-        }
-    }
-
-    fn print<T: Serialize>(&self, report: &T, text: fn(&T) -> String) -> Result<()> {
-        if self.json { terminal::print_json(report) } else { terminal::print(&text(report)) }
+        terminal::print(&match &found {
+            Inspection::Adapter(summary) => adapter(summary),
+            Inspection::Model(summary) => model(summary),
+            Inspection::Imatrix(summary) => imatrix(summary),
+        })
     }
 }
 
-/// What `inspect` tells of a model.
-#[derive(Serialize)]
-struct ModelReport {
-    files: Vec<PathBuf>,
-    version: u32,
-    alignment: usize,
-    architecture: Option<String>,
-    parameters: u64,
-    tensor_bytes: u64,
-    metadata: Vec<(String, serde_json::Value)>,
-    tensors: Vec<TensorRow>,
-}
-
-#[derive(Serialize)]
-struct TensorRow {
-    name: String,
-    #[serde(rename = "type")]
-    ty: &'static str,
-    shape: Vec<usize>,
-    bytes: usize,
-}
-
-impl ModelReport {
-    fn new(gguf: &Gguf) -> ModelReport {
-        let tensors = gguf.tensors().iter().map(|tensor| TensorRow {
-            name: tensor.name.clone(),
-            ty: tensor.ty.name(),
-            shape: tensor.shape.clone(),
-            bytes: tensor.bytes.len(),
-        });
-        let metadata = gguf.metadata().iter().map(|(key, value)| (key.to_owned(), json(value)));
-        ModelReport {
-            files: gguf.parts().to_vec(),
-            version: gguf.version(),
-            alignment: gguf.alignment(),
-            architecture: gguf.architecture().map(str::to_owned),
-            parameters: gguf.tensors().iter().map(|tensor| tensor.elements() as u64).sum(),
-            tensor_bytes: gguf.tensors().iter().map(|tensor| tensor.bytes.len() as u64).sum(),
-            metadata: metadata.collect(),
-            tensors: tensors.collect(),
-        }
-    }
-}
-
-/// A value of a GGUF's metadata. Long arrays (a vocabulary) are told by their beginning.
-fn json(value: &Value) -> serde_json::Value {
-    /// Elements of an array that are shown.
-    const SHOWN: usize = 8;
-    match value {
-        Value::Array(array) => {
-            let shown: Vec<serde_json::Value> =
-                array.iter().take(SHOWN).map(|value| json(&value)).collect();
-            if array.len() <= SHOWN {
-                return shown.into();
-            }
-            serde_json::json!({ "length": array.len(), "first": shown })
-        }
-        Value::Bool(value) => (*value).into(),
-        Value::String(text) => String::from_utf8_lossy(text).into(),
-        Value::U8(n) => (*n).into(),
-        Value::I8(n) => (*n).into(),
-        Value::U16(n) => (*n).into(),
-        Value::I16(n) => (*n).into(),
-        Value::U32(n) => (*n).into(),
-        Value::I32(n) => (*n).into(),
-        Value::U64(n) => (*n).into(),
-        Value::I64(n) => (*n).into(),
-        Value::F32(n) => (*n).into(),
-        Value::F64(n) => (*n).into(),
-    }
-}
-
-fn model(report: &ModelReport) -> String {
+fn model(report: &ModelSummary) -> String {
     let mut text = String::new();
     for file in &report.files {
         let _ = writeln!(text, "{}", bold(&file.display().to_string()));
@@ -211,44 +120,7 @@ fn adapter(summary: &Summary) -> String {
     text
 }
 
-/// What `inspect` tells of an importance matrix.
-#[derive(Serialize)]
-struct MatrixReport {
-    path: PathBuf,
-    datasets: Vec<String>,
-    chunks: Option<u64>,
-    chunk_size: Option<u64>,
-    entries: Vec<Entry>,
-}
-
-#[derive(Serialize)]
-struct Entry {
-    tensor: String,
-    values: usize,
-    mean: f64,
-    max: f32,
-}
-
-impl MatrixReport {
-    fn new(path: &Path, imatrix: &Imatrix) -> MatrixReport {
-        let entries = imatrix.entries().map(|(tensor, values)| Entry {
-            tensor: tensor.to_owned(),
-            values: values.len(),
-            mean: values.iter().map(|&value| f64::from(value)).sum::<f64>()
-                / values.len().max(1) as f64,
-            max: values.iter().copied().fold(0.0, f32::max),
-        });
-        MatrixReport {
-            path: path.to_owned(),
-            datasets: imatrix.datasets().to_vec(),
-            chunks: imatrix.chunks(),
-            chunk_size: imatrix.chunk_size(),
-            entries: entries.collect(),
-        }
-    }
-}
-
-fn imatrix(report: &MatrixReport) -> String {
+fn imatrix(report: &ImatrixSummary) -> String {
     let mut text = format!("{}\n", bold(&report.path.display().to_string()));
     let chunks = report.chunks.map_or("?".to_owned(), |chunks| chunks.to_string());
     let _ = writeln!(
