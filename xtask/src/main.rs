@@ -3,6 +3,7 @@
 
 mod bench;
 mod bench_run;
+mod python;
 mod real_model;
 mod tidy;
 
@@ -36,6 +37,8 @@ enum Command {
     BenchRun(bench_run::Run),
     /// Fetch SmolLM2-135M-Instruct once and run the tests that need it
     RealModel(real_model::RealModel),
+    /// Build the Python package, install it in an environment of its own, and test it there
+    Python,
 }
 
 fn main() -> Result<()> {
@@ -50,6 +53,7 @@ fn main() -> Result<()> {
         Command::BenchMerge(command) => command.run(),
         Command::BenchRun(command) => command.run(),
         Command::RealModel(command) => command.run(&root()),
+        Command::Python => python::check(&root()),
     }
 }
 

@@ -56,6 +56,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     check_quant_is_pure(&sources, &mut faults);
     check_architecture_names(root, &sources, &mut faults)?;
     check_chain(root, &mut faults)?;
+    check_versions(root, &mut faults)?;
     check_documents(root, &mut faults)?;
     for fault in &faults {
         println!("tidy: {fault}");
@@ -81,7 +82,7 @@ fn sources(root: &Path) -> Result<Vec<Source>> {
         Ok(())
     }
     let mut paths = Vec::new();
-    for folder in ["crates", "xtask", "fuzz"] {
+    for folder in ["crates", "xtask", "fuzz", "bindings"] {
         walk(&root.join(folder), &mut paths)?;
     }
     paths.sort();
@@ -111,7 +112,8 @@ fn check_unsafe(source: &Source, faults: &mut Vec<String>) {
 
 /// Invariant 5: a quantization format is named in its own file and its row of the table alone.
 fn check_format_names(source: &Source, faults: &mut Vec<String>) {
-    let is_product = source.path.starts_with("crates/") && source.path.contains("/src/");
+    let is_product = stands_in(&source.path, &["crates/", "bindings/"]);
+    let is_product = is_product && source.path.contains("/src/");
     let is_test = source.path.ends_with("/tests.rs");
     if !is_product || is_test || stands_in(&source.path, FORMAT_NAMES) {
         return;
@@ -187,6 +189,21 @@ fn check_chain(root: &Path, faults: &mut Vec<String>) -> Result<()> {
         if dependencies.lines().any(|line| line.starts_with("tokio")) && at + 2 < CHAIN.len() {
             faults.push(format!("{path}: tokio has no place here"));
         }
+    }
+    Ok(())
+}
+
+/// The Python package, a workspace of its own, has the version of all else.
+fn check_versions(root: &Path, faults: &mut Vec<String>) -> Result<()> {
+    let version = |path: &str| -> Result<String> {
+        let manifest = std::fs::read_to_string(root.join(path)).with_context(|| path.to_owned())?;
+        let line = manifest.lines().find(|line| line.starts_with("version = "));
+        line.map(str::to_owned).with_context(|| format!("{path} has no version"))
+    };
+    const PYTHON: &str = "bindings/python/Cargo.toml";
+    let (ours, python) = (version("Cargo.toml")?, version(PYTHON)?);
+    if ours != python {
+        faults.push(format!("{PYTHON}: has {python}, where the workspace has {ours}"));
     }
     Ok(())
 }
