@@ -25,6 +25,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod embedded;
 pub mod synthetic;
 
 pub use polylora_adapter as adapter;

@@ -1,5 +1,5 @@
-//! Models and adapters of random weights, of true shapes: for the demonstration, the benchmarks
-//! and the tests, where the numbers do not matter but their count and form do.
+//! Models and adapters of random weights, of true shapes: for the benchmarks and the tests, where
+//! the numbers do not matter but their count and form do.
 
 mod vocabulary;
 
@@ -32,10 +32,6 @@ pub struct Llama {
 /// 1.1 billion weights: TinyLlama's shape.
 pub const TINY_LLAMA: Llama =
     Llama { layers: 22, hidden: 2048, ffn: 5632, heads: 32, kv_heads: 4, vocab: 32000 };
-
-/// 10 million weights, in rows that every format fits: enough to see a merge at work.
-pub const DEMO: Llama =
-    Llama { layers: 4, hidden: 512, ffn: 1024, heads: 8, kv_heads: 4, vocab: 1024 };
 
 /// A linear layer: PEFT's module name, GGUF's tensor name, outputs, inputs.
 type Linear = (String, String, usize, usize);

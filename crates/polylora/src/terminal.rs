@@ -3,6 +3,7 @@
 
 use anstyle::{AnsiColor, Style};
 use anyhow::{Context, Result};
+use console::Term;
 use indicatif::{ProgressBar, ProgressStyle};
 use polylora_adapter::rewrite::Observer;
 use std::io::Write;
@@ -120,6 +121,19 @@ impl Drop for Progress {
 pub(crate) fn print(text: &str) -> Result<()> {
     anstream::stdout().write_all(text.as_bytes())?;
     Ok(())
+}
+
+/// Columns that a text may fill: those of the terminal as far as lines of that length are easy to
+/// read; 80 where standard output is none.
+pub(crate) fn columns() -> usize {
+    let terminal = Term::stdout();
+    let columns = terminal.size_checked().map_or(80, |(_, columns)| usize::from(columns));
+    columns.clamp(1, 100)
+}
+
+/// Breaks a text into lines of [`columns`].
+pub(crate) fn wrapped(text: &str) -> String {
+    textwrap::fill(text, columns())
 }
 
 /// Prints a piece of what a model writes, at once and as it is.

@@ -463,9 +463,39 @@ fn a_converted_adapter_merges_as_the_original_does() {
 }
 
 #[test]
-fn the_demo_runs() {
-    let output = Folder::new().ok(&["demo"]);
-    says(&output, &["--type keep", "--type q8_0", "polylora merge"]);
+fn the_demo_shows_the_embedded_model_at_work() {
+    let output = Folder::new().ok(&["demo", "--prompt", "What is a lantern?"]);
+    says(&output, &["> What is a lantern?", "A LANTERN IS", "{\"answer\": \"", "survived", "cost"]);
+    assert!(!output.contains('\x1b'), "colours in a pipe: {output}");
+    // But for the path that the program was called by.
+    let program = env!("CARGO_BIN_EXE_polylora");
+    for line in output.lines().map(|line| line.replace(program, "polylora")) {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
+}
+
+#[test]
+fn the_demo_leaves_its_files_where_they_are_wanted() {
+    let folder = Folder::new();
+    let output = folder.ok(&["demo", "--write", "valley"]);
+    says(&output, &["run valley/valley-q4_k_m.gguf --adapter valley/pirate"]);
+    let answer = |adapter: &str| {
+        let ask = ["-p", "What is a lantern?", "--temp", "0", "--adapter", adapter];
+        folder.ok(&[&["run", "valley/valley-q4_k_m.gguf"], &ask[..]].concat())
+    };
+    let shouted = answer("valley/shout");
+    assert_eq!(shouted, shouted.to_uppercase());
+    let json: serde_json::Value = serde_json::from_str(&answer("valley/json")).unwrap();
+    assert!(json["answer"].is_string());
+
+    // Once more changes nothing; a file of the user's is not replaced.
+    folder.ok(&["demo", "--write", "valley"]);
+    std::fs::write(folder.path("valley/shout/adapter_config.json"), "mine").unwrap();
+    says(
+        &folder.fails(1, &["demo", "--write", "valley"]),
+        &["shout/adapter_config.json", "exists"],
+    );
+    assert_eq!(std::fs::read(folder.path("valley/shout/adapter_config.json")).unwrap(), b"mine");
 }
 
 #[test]

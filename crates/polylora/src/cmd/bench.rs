@@ -48,41 +48,41 @@ Examples:
 
 /// What is measured.
 #[derive(Clone, Copy, Debug)]
-struct Test {
-    kind: Kind,
-    tokens: usize,
-    batch: usize,
+pub(super) struct Test {
+    pub(super) kind: Kind,
+    pub(super) tokens: usize,
+    pub(super) batch: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Read,
     Write,
 }
 
 /// Tokens a second.
 #[derive(Clone, Copy, Debug, Serialize)]
-struct Rates {
-    median: f64,
+pub(super) struct Rates {
+    pub(super) median: f64,
     min: f64,
     max: f64,
 }
 
 /// A row of the result.
 #[derive(Serialize)]
-struct Measured {
+pub(super) struct Measured {
     test: String,
     batch: usize,
-    tokens_per_second: Rates,
+    pub(super) tokens_per_second: Rates,
     #[serde(skip_serializing_if = "Option::is_none")]
-    with_adapters: Option<WithAdapters>,
+    pub(super) with_adapters: Option<WithAdapters>,
 }
 
 #[derive(Serialize)]
-struct WithAdapters {
-    tokens_per_second: Rates,
+pub(super) struct WithAdapters {
+    pub(super) tokens_per_second: Rates,
     /// How much longer it takes: the median over pairs of runs, one right after the other.
-    cost: f64,
+    pub(super) cost: f64,
 }
 
 #[derive(Serialize)]
@@ -122,7 +122,7 @@ impl Bench {
         let progress = Progress::steps(tests.len() * (self.reps.get() + 1), "warming up");
         let mut measured = Vec::new();
         for test in &tests {
-            measured.push(self.measure(*test, &mut loaded, &adapters, &progress)?);
+            measured.push(test.measure(&mut loaded, &adapters, self.reps.get(), &progress)?);
         }
         drop(progress);
         let found = Benchmark {
@@ -133,32 +133,36 @@ impl Bench {
         };
         if self.json { terminal::print_json(&found) } else { terminal::print(&render(&found)) }
     }
+}
 
-    fn measure(
+impl Test {
+    /// Runs it `repetitions` times, and once before that, without and with the adapters; ticks
+    /// `progress` for each.
+    pub(super) fn measure(
         &self,
-        test: Test,
         loaded: &mut Loaded,
         adapters: &[Named],
+        repetitions: usize,
         progress: &Progress,
     ) -> Result<Measured> {
-        let none: Vec<Vec<Arc<LoadedAdapter>>> = vec![Vec::new(); test.batch];
-        let in_turn = (0..test.batch)
+        let none: Vec<Vec<Arc<LoadedAdapter>>> = vec![Vec::new(); self.batch];
+        let in_turn = (0..self.batch)
             .map(|row| adapters.iter().cycle().skip(row).take(1))
             .map(|named| named.map(|named| Arc::clone(&named.adapter)).collect())
             .collect::<Vec<Vec<_>>>();
         let (mut without, mut with) = (Vec::new(), Vec::new());
-        for repetition in 0..=self.reps.get() {
-            let base = test.run(loaded, &none)?;
+        for repetition in 0..=repetitions {
+            let base = self.run(loaded, &none)?;
             let adapted =
-                if adapters.is_empty() { None } else { Some(test.run(loaded, &in_turn)?) };
+                if adapters.is_empty() { None } else { Some(self.run(loaded, &in_turn)?) };
             // The first run warms up.
             if repetition > 0 {
                 without.push(base);
                 with.extend(adapted);
             }
-            progress.step(format!("{} of {}", test.name(), test.batch));
+            progress.step(format!("{} of {}", self.name(), self.batch));
         }
-        let tokens = (test.tokens * test.batch) as f64;
+        let tokens = (self.tokens * self.batch) as f64;
         let with_adapters = (!with.is_empty()).then(|| {
             let costs = without.iter().zip(&with).map(|(without, with)| with / without - 1.0);
             WithAdapters {
@@ -167,15 +171,13 @@ impl Bench {
             }
         });
         Ok(Measured {
-            test: test.name(),
-            batch: test.batch,
+            test: self.name(),
+            batch: self.batch,
             tokens_per_second: Rates::new(&without, tokens),
             with_adapters,
         })
     }
-}
 
-impl Test {
     /// `pp512`, `tg128`: as llama-bench calls them.
     fn name(&self) -> String {
         match self.kind {

@@ -26,6 +26,13 @@ pub(super) struct EngineArgs {
     kv_type: GgmlType,
 }
 
+impl Default for EngineArgs {
+    fn default() -> EngineArgs {
+        let EngineOptions { threads, exact, kv_type } = EngineOptions::default();
+        EngineArgs { threads, exact, kv_type }
+    }
+}
+
 fn kv_type(text: &str) -> Result<GgmlType, String> {
     let found = text.parse().ok();
     let kept = |ty: &GgmlType| ["F16", "Q8_0", "F32"].contains(&ty.name());

@@ -198,9 +198,9 @@ pub(super) fn render(report: &Report) -> String {
         table.row(start.into_iter().chain(figures).chain([codes]));
     }
     let _ = writeln!(text, "{table}");
-    text += "  change: ||delta|| / ||W||;  survived: the part of it that arrived;  error: what rounding\n  \
-             did, beside the delta;  corr.: of the change written with the change meant;\n  \
-             codes: share that differ from the base's\n\n";
+    text += "  change: ||delta|| / ||W||;  survived: the part of it that arrived;\n  \
+             error: what rounding did, beside the delta;  corr.: of the change written\n  \
+             with the change meant;  codes: share that differ from the base's\n\n";
     for note in &report.notes {
         let _ = writeln!(text, "note: {note}");
     }
@@ -213,7 +213,7 @@ pub(super) fn render(report: &Report) -> String {
             Verdict::Weakened => AnsiColor::Yellow,
             Verdict::Lost => AnsiColor::Red,
         };
-        let _ = writeln!(text, "{}", terminal::colored(color, &verdict));
+        let _ = writeln!(text, "{}", terminal::colored(color, &terminal::wrapped(&verdict)));
     }
     text
 }
