@@ -198,26 +198,9 @@ impl Row {
         &self.completion
     }
 
-    /// Whether some of the prompt is still unread.
-    pub fn is_reading(&self) -> bool {
-        self.completion.tokens == 0 && self.completion.finish.is_none()
-    }
-
     /// Takes the text that was written since this was last asked.
     pub fn take_text(&mut self) -> String {
         std::mem::take(&mut self.text)
-    }
-
-    /// Gives up what is left of the answer; what was held back can be taken.
-    pub fn end(&mut self) {
-        if self.completion.finish.is_none() {
-            self.text += &self.completion.end(Finish::Stop);
-        }
-    }
-
-    /// The sequence, with what it has read.
-    pub fn into_sequence(self) -> Sequence {
-        self.sequence
     }
 
     /// How many of the pending tokens the next step reads.

@@ -64,8 +64,8 @@ impl Demo {
             size(stage.model_bytes),
         ))?;
         stage.together(&self.prompt)?;
-        stage.merge(temporary.path())?;
-        stage.costs()?;
+        let survived = stage.merge(temporary.path())?;
+        stage.costs(survived)?;
         self.farewell()
     }
 
@@ -80,13 +80,15 @@ impl Demo {
         text += &match &self.write {
             Some(folder) => {
                 let folder = folder.display();
+                let model = embedded::MODEL_NAME;
                 format!(
-                    "or with what is in {folder} now:\n  {called} run {folder}/{} --adapter {folder}/pirate\n",
-                    embedded::MODEL_NAME
+                    "or with what is in {folder} now:\n  \
+                       {called} run {folder}/{model} --adapter {folder}/pirate\n"
                 )
             }
             None => format!(
-                "or with this model and its adapters, which this leaves in a folder:\n  {called} demo --write valley/\n"
+                "or with this model and its adapters, which this leaves in a folder:\n  \
+                   {called} demo --write valley/\n"
             ),
         };
         terminal::print(&text)
@@ -107,8 +109,6 @@ struct Stage {
     adapters: Vec<Named>,
     model_bytes: u64,
     adapter_bytes: u64,
-    /// Of the merged adapter, the share that is in the file; in the file's own types.
-    survived: f64,
 }
 
 impl Stage {
@@ -123,7 +123,6 @@ impl Stage {
             adapters,
             model_bytes: written.model.metadata()?.len(),
             adapter_bytes: weights.metadata()?.len(),
-            survived: 0.0,
         })
     }
 
@@ -165,8 +164,9 @@ impl Stage {
         ))
     }
 
-    /// An adapter goes into the file, in the file's own types; the file answers.
-    fn merge(&mut self, folder: &Path) -> Result<()> {
+    /// An adapter goes into the file, in the file's own types; the file answers. Returns the share
+    /// of the adapter that is in it.
+    fn merge(&mut self, folder: &Path) -> Result<f64> {
         let name = ADAPTERS[MERGED];
         let out = folder.join(format!("{name}ing.gguf"));
         terminal::print(&heading("2. An adapter merged into the file, in the file's own types"))?;
@@ -179,7 +179,6 @@ impl Stage {
         let options = WriteOptions { overwrite: true, max_shard: None };
         let report = plan.write(&out, options, &progress)?;
         drop(progress);
-        self.survived = report.adapter.map_or(0.0, |survival| survival.survived);
         terminal::print(&merge::render(&report))?;
 
         let of_base = self.base.answer(QUESTION, None)?;
@@ -190,10 +189,11 @@ impl Stage {
              the base:         {of_base}\n\
              with the adapter: {at_run_time}\n\
              the merged file:  {in_file}"
-        ))
+        ))?;
+        Ok(report.adapter.context("an adapter was merged")?.survived)
     }
 
-    fn costs(&mut self) -> Result<()> {
+    fn costs(&mut self, survived: f64) -> Result<()> {
         terminal::print(&heading("3. What it costs, on this machine and model"))?;
         let tests = [
             ("reading a prompt", Test { kind: Kind::Read, tokens: 256, batch: 1 }),
@@ -221,7 +221,7 @@ impl Stage {
              {model}. Of this one, a strong one, {:.0} % arrives in the file's own types; of a \
              gentle one rounding can undo most, which the report says. Adapters cost the more, the \
              smaller the model: docs/performance.md has larger ones.",
-            100.0 * self.survived,
+            100.0 * survived,
         ))
     }
 }
