@@ -4,11 +4,12 @@ use crate::error::{Error, Fault};
 use crate::factor::Factor;
 use crate::format;
 use crate::spec::AdapterSpec;
-use polylora_file::{Gguf, Tensor};
+use polylora_file::{Bytes, Gguf, Tensor};
 use rayon::prelude::*;
 use std::collections::HashMap;
+use std::io;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// An adapter matched to a base: what it does to each of the base's tensors, by their GGUF names
@@ -123,8 +124,26 @@ pub enum OnMismatch {
 /// Where it is damaged, holds something that cannot be honoured, or (with [`OnMismatch::Fail`])
 /// does not fit the base.
 pub fn load(spec: &AdapterSpec, base: &Gguf, on_mismatch: OnMismatch) -> Result<Adapter, Error> {
+    load_by(spec, base, on_mismatch, Bytes::map)
+}
+
+/// As [`load`], and nothing may be left out; but the files are read into memory, so they may change
+/// meanwhile and afterwards: the hash is of what is used.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_copy(spec: &AdapterSpec, base: &Gguf) -> Result<Adapter, Error> {
+    load_by(spec, base, OnMismatch::Fail, Bytes::read)
+}
+
+fn load_by(
+    spec: &AdapterSpec,
+    base: &Gguf,
+    on_mismatch: OnMismatch,
+    read_file: ReadFile,
+) -> Result<Adapter, Error> {
     let fault = |fault| Error::Adapter { path: spec.path.clone(), fault };
-    let mut matching = Matching::new(base, spec.scale, on_mismatch);
+    let mut matching = Matching::new(base, spec.scale, on_mismatch, read_file);
     let found = format::recognize(&spec.path).map_err(fault)?;
     let hash = (found.read)(&spec.path, &mut matching).map_err(fault)?;
     let (changes, mismatches) = matching.finish().map_err(fault)?;
@@ -144,13 +163,24 @@ pub(crate) struct Matching<'a> {
     /// The user's scale.
     scale: f32,
     on_mismatch: OnMismatch,
+    /// How the bytes of the adapter's files are to be had.
+    pub(crate) read_file: ReadFile,
     changes: Vec<Change>,
     mismatches: Vec<Mismatch>,
 }
 
+/// Maps a file, or reads it.
+pub(crate) type ReadFile = fn(&Path) -> io::Result<Bytes>;
+
 impl<'a> Matching<'a> {
-    pub(crate) fn new(base: &'a Gguf, scale: f32, on_mismatch: OnMismatch) -> Matching<'a> {
-        Matching { base, scale, on_mismatch, changes: Vec::new(), mismatches: Vec::new() }
+    pub(crate) fn new(
+        base: &'a Gguf,
+        scale: f32,
+        on_mismatch: OnMismatch,
+        read_file: ReadFile,
+    ) -> Matching<'a> {
+        let (changes, mismatches) = (Vec::new(), Vec::new());
+        Matching { base, scale, on_mismatch, read_file, changes, mismatches }
     }
 
     /// The adapter's own scale (as Python has it, in double precision) times the user's.

@@ -55,6 +55,11 @@ impl Factor {
         Factor::view(tensor, 0, [rows, columns], [columns, 1])
     }
 
+    /// Bytes of memory that this keeps from being freed; none where the file is mapped.
+    pub fn held_bytes(&self) -> usize {
+        self.tensor.bytes.held()
+    }
+
     /// Any view. The caller has checked that it stays inside the tensor.
     pub(crate) fn view(
         tensor: &Arc<Tensor>,

@@ -21,7 +21,7 @@ pub mod rewrite;
 mod spec;
 mod summary;
 
-pub use adapter::{Adapter, Change, ChangeKind, Mismatch, OnMismatch, load};
+pub use adapter::{Adapter, Change, ChangeKind, Mismatch, OnMismatch, load, load_copy};
 pub use convert::{ConvertError, ConvertReport, convert};
 pub use error::{Error, Fault};
 pub use factor::Factor;

@@ -31,10 +31,7 @@ impl Bytes {
     /// # Errors
     /// Where there is no such file, it may not be read, or it is not a regular file.
     pub fn map(path: &Path) -> io::Result<Bytes> {
-        // Asked before opening, which would wait for ever on a pipe that nobody writes to.
-        if !fs::metadata(path)?.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
-        }
+        check_regular(path)?;
         let file = File::open(path)?;
         if file.metadata()?.len() == 0 {
             return Ok(Bytes::from(Vec::new()));
@@ -52,11 +49,37 @@ impl Bytes {
         Ok(Bytes { owner: Arc::new(Owner::Mapped(map)), range })
     }
 
+    /// Reads a whole file into memory: for files that may change while they are in use.
+    ///
+    /// # Errors
+    /// As [`Bytes::map`].
+    pub fn read(path: &Path) -> io::Result<Bytes> {
+        check_regular(path)?;
+        fs::read(path).map(Bytes::from)
+    }
+
+    /// Bytes of memory that this keeps from being freed: all that were read, whatever part of them
+    /// this is; none where the file is mapped.
+    pub fn held(&self) -> usize {
+        match &*self.owner {
+            Owner::Mapped(_) => 0,
+            Owner::Owned(vec) => vec.len(),
+        }
+    }
+
     /// A part of it; `None` where `range` reaches beyond the end.
     pub fn slice(&self, range: Range<usize>) -> Option<Bytes> {
         self.get(range.clone())?;
         let start = self.range.start + range.start;
         Some(Bytes { owner: Arc::clone(&self.owner), range: start..start + range.len() })
+    }
+}
+
+/// Asked before opening, which would wait for ever on a pipe that nobody writes to.
+fn check_regular(path: &Path) -> io::Result<()> {
+    match fs::metadata(path)?.is_file() {
+        true => Ok(()),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")),
     }
 }
 

@@ -6,6 +6,7 @@ use safetensors::tensor::Metadata as Header;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::{Component, Path, PathBuf};
 
 /// How the name of an index ends.
@@ -31,13 +32,21 @@ pub struct Safetensors {
 /// Where a file cannot be read or is not sound, a tensor has a type that ggml lacks, or index and
 /// shards do not agree.
 pub fn open(path: &Path) -> Result<Safetensors, Error> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let bytes = map(path)?;
-    if name.ends_with(INDEX_SUFFIX) { open_shards(path, &bytes) } else { parse(path, bytes) }
+    open_with(path, &Bytes::map)
 }
 
-fn map(path: &Path) -> Result<Bytes, Error> {
-    Bytes::map(path).map_err(|error| Fault::io("read it")(error).at(path))
+/// As [`open`], but the bytes of every file are what `read` gives.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with(
+    path: &Path,
+    read: &dyn Fn(&Path) -> io::Result<Bytes>,
+) -> Result<Safetensors, Error> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let read = |path: &Path| read(path).map_err(|error| Fault::io("read it")(error).at(path));
+    let bytes = read(path)?;
+    if name.ends_with(INDEX_SUFFIX) { open_shards(path, &bytes, read) } else { parse(path, bytes) }
 }
 
 /// Reads a file's bytes; `path` is for messages.
@@ -114,7 +123,11 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-fn open_shards(path: &Path, index: &[u8]) -> Result<Safetensors, Error> {
+fn open_shards(
+    path: &Path,
+    index: &[u8],
+    read: impl Fn(&Path) -> Result<Bytes, Error>,
+) -> Result<Safetensors, Error> {
     let index: Index =
         serde_json::from_slice(index).map_err(|error| Fault::Index(error).at(path))?;
     let mut all = Safetensors { files: vec![path.to_owned()], ..Safetensors::default() };
@@ -126,7 +139,7 @@ fn open_shards(path: &Path, index: &[u8]) -> Result<Safetensors, Error> {
         if !shard_path.exists() {
             return Err(Fault::PartMissing { of: path.to_owned() }.at(&shard_path));
         }
-        let Safetensors { tensors, metadata, files } = parse(&shard_path, map(&shard_path)?)?;
+        let Safetensors { tensors, metadata, files } = parse(&shard_path, read(&shard_path)?)?;
         // A tensor that is in two shards is in one of them where the index does not place it.
         if let Some(stray) = tensors.iter().find(|t| index.weight_map.get(&t.name) != Some(shard)) {
             let (tensor, shard) = (stray.name.clone(), shard.clone());

@@ -5,7 +5,7 @@
 //! `lora_a` is (vocabulary, rank), its `lora_b` (width, rank).
 
 use super::Format;
-use crate::adapter::{Change, ChangeKind, Matching, check_values};
+use crate::adapter::{Change, ChangeKind, Matching, ReadFile, check_values};
 use crate::error::Fault;
 use crate::factor::Factor;
 use crate::names::target;
@@ -64,9 +64,9 @@ impl Halves {
 }
 
 impl Contents {
-    fn open(path: &Path) -> Result<Contents, Fault> {
+    fn open(path: &Path, read_file: ReadFile) -> Result<Contents, Fault> {
         let what = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        let bytes = Bytes::map(path).map_err(|error| Fault::Read { what, error })?;
+        let bytes = read_file(path).map_err(|error| Fault::Read { what, error })?;
         let hash = sha256([&*bytes]);
         let file = Gguf::parse(path, bytes)?;
         expect(&file, "general.type", "adapter", "a whole model is no adapter")?;
@@ -118,7 +118,7 @@ fn expect(file: &Gguf, key: &'static str, expected: &str, why: &'static str) -> 
 }
 
 fn read(path: &Path, matching: &mut Matching<'_>) -> Result<String, Fault> {
-    let contents = Contents::open(path)?;
+    let contents = Contents::open(path, matching.read_file)?;
     let base = matching.base.architecture().unwrap_or_default();
     expect(&contents.file, "general.architecture", base, "it was made for another base")?;
 
@@ -207,7 +207,7 @@ fn saved_norm(norm: &Arc<Tensor>, matching: &Matching<'_>) -> Result<Vec<Change>
 }
 
 fn summarize(path: &Path) -> Result<Summary, Fault> {
-    let contents = Contents::open(path)?;
+    let contents = Contents::open(path, Bytes::map)?;
     let tensors: Vec<_> = contents.file.tensors().iter().cloned().map(Arc::new).collect();
     let mut summary = Summary::new(path, "GGUF adapter", contents.hash.clone(), &tensors);
     summary.architecture = contents.file.architecture().map(str::to_owned);

@@ -10,7 +10,7 @@ mod experts;
 mod parts;
 
 use super::{Format, Listed};
-use crate::adapter::{Change, ChangeKind, Matching, check_values};
+use crate::adapter::{Change, ChangeKind, Matching, ReadFile, check_values};
 use crate::error::Fault;
 use crate::factor::Factor;
 use crate::names::{Names, Site, without_prefixes};
@@ -80,29 +80,38 @@ struct Contents {
 }
 
 impl Contents {
-    fn open(path: &Path) -> Result<Contents, Fault> {
+    fn open(path: &Path, read_file: ReadFile) -> Result<Contents, Fault> {
         let folder = folder(path);
-        let map = |name: &str| {
-            let bytes = Bytes::map(&folder.join(name));
+        let read = |name: &str| {
+            let bytes = read_file(&folder.join(name));
             bytes.map_err(|error| Fault::Read { what: name.to_owned(), error })
         };
-        let config_bytes = map(CONFIG)?;
+        let config_bytes = read(CONFIG)?;
         let config = Config::parse(&config_bytes)?;
 
-        let (weights, mut files) = if folder.join(WEIGHTS).is_file() {
-            (WEIGHTS, vec![map(WEIGHTS)?])
+        // Each file is read once, so that the hash is of what is used.
+        let mut weights = BTreeMap::new();
+        let first = if folder.join(WEIGHTS).is_file() {
+            WEIGHTS
         } else if folder.join(INDEX).is_file() {
-            let shards = shards(&map(INDEX)?)?;
-            (INDEX, shards.iter().map(|shard| map(shard)).collect::<Result<_, _>>()?)
+            for shard in shards(&read(INDEX)?)? {
+                weights.insert(folder.join(&shard), read(&shard)?);
+            }
+            INDEX
         } else if folder.join(PICKLE).exists() {
             return Err(Fault::Pickle(PICKLE.to_owned()));
         } else {
             return Err(Fault::NoWeights);
         };
-        let tensors = safetensors::open(&folder.join(weights))?.tensors;
+        let first = folder.join(first);
+        if weights.is_empty() {
+            weights.insert(first.clone(), read(WEIGHTS)?);
+        }
+        let known = |path: &Path| weights.get(path).cloned().map_or_else(|| read_file(path), Ok);
+        let tensors = safetensors::open_with(&first, &known)?.tensors;
         let tensors = tensors.into_iter().map(Arc::new).collect();
-        files.insert(0, config_bytes);
-        Ok(Contents { config, tensors, hash: sha256(files.iter().map(|file| &**file)) })
+        let files = std::iter::once(&config_bytes).chain(weights.values());
+        Ok(Contents { config, tensors, hash: sha256(files.map(|file| &**file)) })
     }
 }
 
@@ -118,7 +127,7 @@ fn shards(index: &[u8]) -> Result<BTreeSet<String>, Fault> {
 }
 
 fn read(path: &Path, matching: &mut Matching<'_>) -> Result<String, Fault> {
-    let Contents { config, tensors, hash } = Contents::open(path)?;
+    let Contents { config, tensors, hash } = Contents::open(path, matching.read_file)?;
     let modules = by_module(&tensors)?;
     let used: Vec<Arc<Tensor>> = modules.values().flat_map(|parts| parts.tensors()).collect();
     check_values(&used)?;
@@ -458,7 +467,7 @@ fn shape_fault(tensor: &Tensor, expected: Vec<usize>) -> Fault {
 }
 
 fn summarize(path: &Path) -> Result<Summary, Fault> {
-    let Contents { config, tensors, hash } = Contents::open(path)?;
+    let Contents { config, tensors, hash } = Contents::open(path, Bytes::map)?;
     let modules = by_module(&tensors)?;
     let mut summary = Summary::new(path, "PEFT folder", hash, &tensors);
     summary.base.clone_from(&config.base);
