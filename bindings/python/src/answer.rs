@@ -43,6 +43,9 @@ pub(crate) fn finish(
     while !answers.iter().all(Answer::is_finished) {
         py.detach(|| shared.engine().advance(answers.iter_mut().map(|answer| &mut answer.row)))
             .or_raise()?;
+        for answer in &mut answers {
+            answer.row.take_failure().map_or(Ok(()), Err).or_raise()?;
+        }
         py.check_signals()?;
     }
     Ok(answers.into_iter().map(Answer::into_completion).collect())
@@ -104,6 +107,7 @@ impl Stream {
                 let mut answer = self.answer();
                 if !answer.is_finished() {
                     self.shared.engine().advance([&mut answer.row]).or_raise()?;
+                    answer.row.take_failure().map_or(Ok(()), Err).or_raise()?;
                 }
                 let text = answer.row.take_text();
                 PyResult::Ok((!text.is_empty() || answer.is_finished()).then_some(text))

@@ -155,7 +155,7 @@ impl Shared {
                 }
             },
         };
-        Ok((template.prompt(tokenizer, &messages).or_raise()?, false))
+        Ok((template.prompt(tokenizer, &messages, None).or_raise()?, false))
     }
 
     /// An answer that is not begun yet.

@@ -123,6 +123,7 @@ impl Options {
             constraint: constraint.transpose()?,
             continues,
             max_tokens: self.max_tokens,
+            logprobs: None,
         })
     }
 }

@@ -64,7 +64,7 @@ pub(crate) struct Added {
 #[derive(Debug)]
 enum EmbeddingChange {
     /// `row += up[token] down`, then DoRA's rescaling where there is a magnitude.
-    LowRank { down: Vec<f32>, up: Factor, scale: f32, magnitude: Option<Vec<f32>> },
+    LowRank { down: Vec<f32>, up: Vec<f32>, scale: f32, magnitude: Option<Vec<f32>> },
     /// `row += scale * (values - row)`, for some tokens.
     Replace { tokens: Range<usize>, values: Factor, scale: f32 },
     /// Each column times a factor.
@@ -87,13 +87,25 @@ impl LoadedAdapter {
         self.scale
     }
 
-    /// Bytes that its factors take.
+    /// Bytes of memory that it takes.
     pub fn bytes(&self) -> usize {
+        let floats = |values: &[f32]| size_of_val(values);
+        let optional = |values: &Option<Vec<f32>>| values.as_deref().map_or(0, floats);
         let linear = |change: &LinearChange| {
             let pairs = change.pairs.iter().map(|pair| pair.down.bytes() + pair.up.bytes());
-            pairs.chain(change.added.iter().map(|rows| rows.values.bytes())).sum::<usize>()
+            let matrices = pairs.chain(change.added.iter().map(|rows| rows.values.bytes()));
+            matrices.sum::<usize>() + optional(&change.row_change) + optional(&change.bias)
         };
-        self.linears.values().map(linear).sum()
+        let embedding = |change: &EmbeddingChange| match change {
+            EmbeddingChange::LowRank { down, up, magnitude, .. } => {
+                floats(down) + floats(up) + optional(magnitude)
+            }
+            EmbeddingChange::Replace { values, .. } => values.held_bytes(),
+            EmbeddingChange::ScaleColumns(factors) => floats(factors),
+        };
+        self.linears.values().map(linear).sum::<usize>()
+            + self.norms.values().map(|norm| floats(norm)).sum::<usize>()
+            + self.embedding.iter().map(embedding).sum::<usize>()
     }
 
     pub(crate) fn linear(&self, site: usize) -> Option<&LinearChange> {
@@ -178,7 +190,8 @@ impl EmbeddingChange {
     fn apply(&self, token: usize, row: &mut [f32]) {
         match self {
             EmbeddingChange::LowRank { down, up, scale, magnitude } => {
-                for (u, down) in up.rows_f32(token..token + 1).iter().zip(down.chunks(row.len())) {
+                let rank = down.len() / row.len();
+                for (u, down) in up[token * rank..][..rank].iter().zip(down.chunks(row.len())) {
                     row.iter_mut().zip(down).for_each(|(row, down)| *row += scale * u * down);
                 }
                 if let Some(magnitude) = magnitude {
@@ -246,7 +259,7 @@ fn embedding_change(change: &Change) -> EmbeddingChange {
     match &change.kind {
         ChangeKind::LowRank { down, up, scale, magnitude } => EmbeddingChange::LowRank {
             down: down.to_f32(),
-            up: up.clone(),
+            up: up.to_f32(),
             scale: *scale,
             magnitude: magnitude.as_ref().map(Factor::to_f32),
         },

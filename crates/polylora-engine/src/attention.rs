@@ -90,7 +90,7 @@ impl Attending<'_> {
             let first = self.batch.positions[span.start];
             let end = first + span.len();
             let pages = first / PAGE..end.div_ceil(PAGE);
-            for (number, page) in pages.clone().zip(&mut sequence.pages[pages]) {
+            for (number, page) in pages.clone().zip(sequence.pages_mut(pages)) {
                 let (start, stop) = (first.max(number * PAGE), end.min((number + 1) * PAGE));
                 let rows = span.start + start - first..span.start + stop - first;
                 let bytes = (start % PAGE) * layout.row..(start % PAGE + rows.len()) * layout.row;

@@ -156,7 +156,15 @@ impl ChatTemplate {
         self.render_at(messages, tools, add_generation_prompt, ZonedDateTime::now())
     }
 
-    /// The tokens of a chat, up to where the assistant speaks next.
+    /// The source of the template that a chat with tools is rendered by.
+    pub fn source_for_tools(&self) -> String {
+        let name = if self.has_tool_template { TOOL_TEMPLATE } else { TEMPLATE };
+        let template = self.environment.get_template(name);
+        template.map(|template| template.source().to_owned()).unwrap_or_default()
+    }
+
+    /// The tokens of a chat, up to where the assistant speaks next; `tools` as for
+    /// [`render`](ChatTemplate::render).
     ///
     /// # Errors
     /// Where the template refuses the messages, or fails.
@@ -164,8 +172,9 @@ impl ChatTemplate {
         &self,
         tokenizer: &Tokenizer,
         messages: &[Message],
+        tools: Option<&serde_json::Value>,
     ) -> Result<Vec<u32>, ChatError> {
-        let mut tokens = tokenizer.encode(&self.render(messages, None, true)?, false, true);
+        let mut tokens = tokenizer.encode(&self.render(messages, tools, true)?, false, true);
         // Some templates begin with the token that begins a text, some leave it to others.
         let begin = tokenizer.bos().filter(|_| tokenizer.adds_bos());
         if let Some(begin) = begin.filter(|&begin| tokens.first() != Some(&begin)) {

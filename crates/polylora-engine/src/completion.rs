@@ -2,13 +2,17 @@
 
 use crate::{
     Constraint, ConstraintError, EmptyStop, Engine, Error, Input, InvalidParams, LoadedAdapter,
-    SampleError, Sampler, SamplingParams, Sequence, StopStrings, Tokenizer, Utf8Stream, Wanted,
+    LogProbs, SampleError, Sampler, SamplingParams, Sequence, StopStrings, Tokenizer, Utf8Stream,
+    Wanted,
 };
 use std::sync::Arc;
 
-/// Tokens of a prompt that a row reads in one step: between steps a caller may look at other
-/// things, and stop.
+/// Tokens of a prompt that a row reads in one step, unless it is told otherwise: between steps a
+/// caller may look at other things, and stop.
 const READ_AT_ONCE: usize = 512;
+
+/// The same where each token's logits are wanted: so many rows of a vocabulary are some megabytes.
+const SCORE_AT_ONCE: usize = 64;
 
 /// How an answer is to be written.
 #[derive(Debug, Default)]
@@ -23,6 +27,26 @@ pub struct CompletionOptions {
     pub continues: bool,
     /// Tokens to write at most; none: until the model ends, or the context is full.
     pub max_tokens: Option<usize>,
+    /// Of each token how likely the model held it to be, and so many of the likeliest beside it.
+    pub logprobs: Option<usize>,
+}
+
+/// A token, and how likely the model held it to be before a sampler or a constraint had a say.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scored {
+    /// The token.
+    pub token: u32,
+    /// The natural logarithm of its probability.
+    pub logprob: f32,
+    /// The likeliest tokens in its place, likeliest first.
+    pub top: Vec<(u32, f32)>,
+}
+
+impl Scored {
+    fn new(token: u32, logits: &[f32], top: usize) -> Scored {
+        let logprobs = LogProbs::new(logits);
+        Scored { token, logprob: logprobs.of(token), top: logprobs.top(top) }
+    }
 }
 
 /// Why an answer ended.
@@ -57,6 +81,8 @@ pub struct Completion {
     stop: StopStrings,
     stream: Utf8Stream,
     max_tokens: Option<usize>,
+    logprobs: Option<usize>,
+    scored: Vec<Scored>,
     tokens: usize,
     finish: Option<Finish>,
 }
@@ -95,6 +121,8 @@ impl Completion {
             stop: StopStrings::new(options.stop)?,
             stream,
             max_tokens: options.max_tokens,
+            logprobs: options.logprobs,
+            scored: Vec::new(),
             tokens: 0,
             finish: None,
         })
@@ -108,6 +136,8 @@ impl Completion {
         if self.finish.is_some() || self.is_complete() {
             return Ok(self.ended(String::new()));
         }
+        // What the model itself says is gone once constraint and sampler have changed the logits.
+        let said = self.logprobs.map(|top| (top, logits.to_vec()));
         if let Some(constraint) = &mut self.constraint {
             constraint.mask(logits)?;
         }
@@ -117,6 +147,7 @@ impl Completion {
             return Ok(self.ended(String::new()));
         }
         self.sampler.accept(token);
+        self.scored.extend(said.map(|(top, logits)| Scored::new(token, &logits, top)));
         if let Some(constraint) = &mut self.constraint {
             constraint.accept(token)?;
         }
@@ -137,6 +168,12 @@ impl Completion {
         self.finish.get_or_insert(finish);
         let rest = self.stop.push(&self.stream.finish()).text;
         rest + &self.stop.finish()
+    }
+
+    /// Takes the scores of the tokens that were written since this was last asked; there are some
+    /// where [`CompletionOptions::logprobs`] asks for them.
+    pub fn take_scored(&mut self) -> Vec<Scored> {
+        std::mem::take(&mut self.scored)
     }
 
     /// Tokens that were written.
@@ -170,27 +207,58 @@ impl Completion {
 /// A row of a batch: a sequence with its adapters, and the answer that is written into it.
 #[derive(Debug)]
 pub struct Row {
+    /// Holds the first of `tokens`; the next steps read the others.
     sequence: Sequence,
+    /// The prompt, then what was written.
+    tokens: Vec<u32>,
+    prompt_tokens: usize,
     adapters: Vec<Arc<LoadedAdapter>>,
     completion: Completion,
-    /// What the sequence does not hold yet: the rest of the prompt, or the last token written.
-    pending: Vec<u32>,
+    /// Tokens to read in one step at most.
+    read_at_most: usize,
+    /// How many of the likeliest tokens are wanted beside each of the prompt; none: no scores.
+    score_prompt: Option<usize>,
+    /// Of the prompt's tokens after the first.
+    prompt_scores: Vec<Scored>,
     text: String,
+    failure: Option<CompletionError>,
 }
 
 impl Row {
-    /// A row whose `sequence` is to read `unread`, the rest of the prompt, before it answers.
+    /// A row that answers `prompt`, of which `sequence` may hold a beginning.
     ///
     /// # Panics
-    /// Where `unread` is empty: an answer follows from something.
+    /// Where the sequence leaves nothing to read: an answer follows from something.
     pub fn new(
         sequence: Sequence,
-        unread: Vec<u32>,
+        prompt: Vec<u32>,
         adapters: Vec<Arc<LoadedAdapter>>,
         completion: Completion,
     ) -> Row {
-        assert!(!unread.is_empty(), "a row has something to read");
-        Row { sequence, adapters, completion, pending: unread, text: String::new() }
+        assert!(sequence.len() < prompt.len(), "a row has something to read");
+        Row {
+            sequence,
+            prompt_tokens: prompt.len(),
+            tokens: prompt,
+            adapters,
+            completion,
+            read_at_most: READ_AT_ONCE,
+            score_prompt: None,
+            prompt_scores: Vec::new(),
+            text: String::new(),
+            failure: None,
+        }
+    }
+
+    /// Scores the prompt's tokens too, each with `top` of the likeliest. Only what is read is
+    /// scored, so the sequence should be empty.
+    pub fn score_prompt(&mut self, top: usize) {
+        self.score_prompt = Some(top);
+    }
+
+    /// The scores of the prompt's tokens after the first, as far as it was read.
+    pub fn prompt_scores(&self) -> &[Scored] {
+        &self.prompt_scores
     }
 
     /// The answer, and whether it has ended.
@@ -198,21 +266,97 @@ impl Row {
         &self.completion
     }
 
+    /// As [`Completion::take_scored`].
+    pub fn take_scored(&mut self) -> Vec<Scored> {
+        self.completion.take_scored()
+    }
+
     /// Takes the text that was written since this was last asked.
     pub fn take_text(&mut self) -> String {
         std::mem::take(&mut self.text)
     }
 
-    /// How many of the pending tokens the next step reads.
-    fn next_read(&self) -> usize {
-        self.pending.len().min(READ_AT_ONCE)
+    /// Whether it takes no more steps: the answer has ended, or cannot go on.
+    pub fn is_done(&self) -> bool {
+        self.completion.finish.is_some() || self.failure.is_some()
     }
 
-    /// Goes on from the logits after all that was pending.
+    /// Takes the reason why the answer cannot go on, if it cannot.
+    pub fn take_failure(&mut self) -> Option<CompletionError> {
+        self.failure.take()
+    }
+
+    /// The prompt, and what was written.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// What was read of them.
+    pub fn sequence(&self) -> &Sequence {
+        &self.sequence
+    }
+
+    /// What applies to it.
+    pub fn adapters(&self) -> &[Arc<LoadedAdapter>] {
+        &self.adapters
+    }
+
+    /// Tokens that were not read yet: of the prompt, or one that was written.
+    pub fn unread(&self) -> usize {
+        self.tokens.len() - self.sequence.len()
+    }
+
+    /// Whether the next step reads, rather than writing a token.
+    pub fn is_reading(&self) -> bool {
+        self.unread() > 1 || self.sequence.len() < self.prompt_tokens
+    }
+
+    /// How many tokens the next steps read at most; with none the row waits.
+    pub fn read_at_most(&mut self, tokens: usize) {
+        self.read_at_most = tokens;
+    }
+
+    /// Puts another sequence in the place of the row's, which is returned. What it does not hold
+    /// of the row's tokens is read again: the answer goes on as if nothing had happened.
+    ///
+    /// # Panics
+    /// Where it leaves nothing to read. It must hold the beginning of the row's tokens.
+    pub fn set_sequence(&mut self, sequence: Sequence) -> Sequence {
+        assert!(sequence.len() < self.tokens.len(), "a row has something to read");
+        std::mem::replace(&mut self.sequence, sequence)
+    }
+
+    /// How many tokens the next step reads.
+    fn next_read(&self) -> usize {
+        let most = if self.score_prompt.is_some() { SCORE_AT_ONCE } else { usize::MAX };
+        self.unread().min(self.read_at_most).min(most)
+    }
+
+    /// Which logits of the next step are wanted.
+    fn wanted(&self) -> Wanted {
+        match self.score_prompt {
+            Some(_) if self.sequence.len() + 1 < self.prompt_tokens => Wanted::All,
+            _ if self.next_read() == self.unread() => Wanted::Last,
+            _ => Wanted::None,
+        }
+    }
+
+    /// Scores the token after place `at` of the prompt by the logits there.
+    fn score(&mut self, at: usize, logits: &[f32]) {
+        // What was read twice is scored once.
+        if let Some(top) = self.score_prompt
+            && self.prompt_scores.len() == at
+            && at + 1 < self.prompt_tokens
+        {
+            self.prompt_scores.push(Scored::new(self.tokens[at + 1], logits, top));
+        }
+    }
+
+    /// Goes on from the logits after all that is there.
     fn choose(&mut self, logits: &mut [f32]) -> Result<(), CompletionError> {
         let step = self.completion.step(logits)?;
         self.text += &step.text;
-        self.pending.extend(step.token);
+        self.tokens.extend(step.token);
         if step.token.is_some() && self.sequence.len() == self.sequence.context() {
             self.text += &self.completion.end(Finish::ContextFull);
         }
@@ -221,37 +365,45 @@ impl Row {
 }
 
 impl Engine {
-    /// Takes every row that has not ended one step further, all in one batch: a piece of its
-    /// prompt is read, or a token written.
+    /// Takes every row that is not done one step further, all in one batch: a piece of its prompt
+    /// is read, or a token written. A row whose answer cannot go on is [done](Row::is_done), and
+    /// has a [failure](Row::take_failure); the others do not mind.
     ///
     /// # Errors
-    /// Where a prompt has no room in its sequence, or a row cannot go on.
+    /// Where a prompt has no room in its sequence.
     pub fn advance<'a>(
         &mut self,
         rows: impl IntoIterator<Item = &'a mut Row>,
-    ) -> Result<(), CompletionError> {
-        let mut rows: Vec<&mut Row> =
-            rows.into_iter().filter(|row| row.completion.finish.is_none()).collect();
+    ) -> Result<(), Error> {
+        let moves = |row: &&mut Row| !row.is_done() && row.read_at_most > 0;
+        let mut rows: Vec<&mut Row> = rows.into_iter().filter(moves).collect();
+        let reads: Vec<(usize, Wanted)> =
+            rows.iter().map(|row| (row.next_read(), row.wanted())).collect();
         let mut inputs = Vec::with_capacity(rows.len());
-        for row in &mut rows {
-            let count = row.next_read();
-            let logits = if count == row.pending.len() { Wanted::Last } else { Wanted::None };
+        for (row, &(count, logits)) in rows.iter_mut().zip(&reads) {
+            let start = row.sequence.len();
             inputs.push(Input {
                 sequence: &mut row.sequence,
-                tokens: &row.pending[..count],
+                tokens: &row.tokens[start..start + count],
                 adapters: &row.adapters,
                 logits,
             });
         }
         let mut logits = self.forward(&mut inputs)?;
         let mut next = 0;
-        for row in rows {
-            let count = row.next_read();
-            row.pending.drain(..count);
-            if row.pending.is_empty() {
-                row.choose(logits.row_mut(next))?;
-                next += 1;
+        for (row, (count, wanted)) in rows.into_iter().zip(reads) {
+            if wanted == Wanted::All {
+                let start = row.sequence.len() - count;
+                (0..count).for_each(|i| row.score(start + i, logits.row(next + i)));
+                next += count - 1;
             }
+            if wanted == Wanted::None {
+                continue;
+            }
+            if row.unread() == 0 {
+                row.failure = row.choose(logits.row_mut(next)).err();
+            }
+            next += 1;
         }
         Ok(())
     }

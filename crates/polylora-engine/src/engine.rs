@@ -9,7 +9,7 @@ use crate::linear::{Context, Inputs, Scratch};
 use crate::model::{Description, FeedForward, Linear, Model, Norm};
 use crate::pool::Pool;
 use crate::rope::RopeTable;
-use crate::sequence::{Layout, Sequence};
+use crate::sequence::{Layout, PageCount, Sequence};
 use polylora_adapter::Adapter;
 use polylora_quant::{GgmlType, Isa, dequantize_with, vector};
 use std::num::NonZeroUsize;
@@ -56,6 +56,13 @@ pub enum Wanted {
     Last,
     /// All.
     All,
+}
+
+/// What becomes of the wanted tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Output {
+    Logits,
+    HiddenStates,
 }
 
 /// Logits of the wanted tokens, in the order of the inputs.
@@ -105,6 +112,7 @@ pub struct Engine {
     isa: Isa,
     exact: bool,
     layout: Layout,
+    pages: PageCount,
     pool: Pool,
     scratch: Vec<Mutex<Scratch>>,
     /// By whether the layer has a window, then by whether the sequence is long.
@@ -124,6 +132,24 @@ struct Buffers {
     normed: Inputs,
     attended: Inputs,
     inner: Inputs,
+}
+
+/// Makes adapters ready for one engine.
+#[derive(Clone, Debug)]
+pub struct AdapterLoader {
+    model: Arc<Model>,
+    engine: u64,
+    exact: bool,
+}
+
+impl AdapterLoader {
+    /// As [`Engine::load_adapter`], on the threads of the rayon pool that it is called in.
+    ///
+    /// # Errors
+    /// As [`Engine::load_adapter`].
+    pub fn load(&self, adapter: &Adapter) -> Result<Arc<LoadedAdapter>, Error> {
+        LoadedAdapter::new(&self.model, adapter, self.engine, self.exact).map(Arc::new)
+    }
 }
 
 impl Engine {
@@ -153,6 +179,7 @@ impl Engine {
             isa: Isa::best(),
             exact: options.exact,
             layout: Layout { layers, heads, head, ty, row, engine: id },
+            pages: PageCount::default(),
             scratch: (0..threads).map(|_| Mutex::default()).collect(),
             pool,
             ropes: [&description.rope, local]
@@ -177,12 +204,28 @@ impl Engine {
     /// # Errors
     /// Where it changes something that cannot be changed at run time.
     pub fn load_adapter(&self, adapter: &Adapter) -> Result<Arc<LoadedAdapter>, Error> {
-        LoadedAdapter::new(&self.model, adapter, self.id, self.exact).map(Arc::new)
+        self.adapter_loader().load(adapter)
+    }
+
+    /// What makes adapters ready while the engine is busy.
+    pub fn adapter_loader(&self) -> AdapterLoader {
+        AdapterLoader { model: Arc::clone(&self.model), engine: self.id, exact: self.exact }
     }
 
     /// An empty sequence with room for `context` tokens.
     pub fn sequence(&self, context: usize) -> Sequence {
-        Sequence::new(self.layout, context)
+        Sequence::new(self.layout, context, self.pages.clone())
+    }
+
+    /// Bytes of a page: keys and values of [`PAGE`](crate::PAGE) tokens in all layers.
+    pub fn page_bytes(&self) -> usize {
+        self.layout.page()
+    }
+
+    /// How many pages there are, those that several sequences or a
+    /// [`PrefixCache`](crate::PrefixCache) share counted once.
+    pub fn pages(&self) -> usize {
+        self.pages.get()
     }
 
     /// Computes all inputs in one batch. A prompt may have any length; long ones are cut into
@@ -195,9 +238,22 @@ impl Engine {
     /// Where a sequence has no room for its tokens, a token is not one of the vocabulary, or a
     /// sequence or adapter was made by another engine. All sequences are then as they were.
     pub fn forward(&mut self, inputs: &mut [Input<'_>]) -> Result<Logits, Error> {
+        let values = self.run(inputs, Output::Logits)?;
+        Ok(Logits { values, vocabulary: self.model.vocab_size() })
+    }
+
+    /// As [`forward`](Engine::forward), but of the wanted tokens what the head would read: the
+    /// normed state after the last layer, `(wanted tokens, hidden)`.
+    ///
+    /// # Errors
+    /// As [`forward`](Engine::forward).
+    pub fn hidden_states(&mut self, inputs: &mut [Input<'_>]) -> Result<Vec<f32>, Error> {
+        self.run(inputs, Output::HiddenStates)
+    }
+
+    fn run(&mut self, inputs: &mut [Input<'_>], output: Output) -> Result<Vec<f32>, Error> {
         inputs.iter().try_for_each(|input| self.check(input))?;
-        let vocabulary = self.model.vocab_size();
-        let mut logits = Logits { values: Vec::new(), vocabulary };
+        let mut values = Vec::new();
         // Of each input, how many tokens are done.
         let mut done = vec![0; inputs.len()];
         let mut first = 0;
@@ -227,10 +283,10 @@ impl Engine {
                 }
                 next += usize::from(is_last);
             }
-            self.step(batch, &mut sequences, &wanted, &mut logits.values);
+            self.step(batch, &mut sequences, &wanted, output, &mut values);
             first = next;
         }
-        Ok(logits)
+        Ok(values)
     }
 
     fn check(&self, input: &Input<'_>) -> Result<(), Error> {
@@ -256,13 +312,14 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes a batch through all layers, and the wanted rows to logits.
+    /// Takes a batch through all layers, and the wanted rows to what is asked for.
     fn step(
         &mut self,
         mut batch: Batch,
         sequences: &mut [&mut Sequence],
         wanted: &[usize],
-        logits: &mut Vec<f32>,
+        output: Output,
+        out: &mut Vec<f32>,
     ) {
         let model = Arc::clone(&self.model);
         let (description, weights) = (&model.description, &model.weights);
@@ -339,10 +396,15 @@ impl Engine {
         }
 
         let head = [weights.head()];
-        buffers.norm(&context, &model, &batch, pending, &weights.output_norm, &head);
-        let start = logits.len();
-        logits.resize(start + batch.len() * head[0].rows, 0.0);
-        let logits = &mut logits[start..];
+        let readers = if output == Output::Logits { &head[..] } else { &[] };
+        buffers.norm(&context, &model, &batch, pending, &weights.output_norm, readers);
+        if output == Output::HiddenStates {
+            out.extend_from_slice(&buffers.normed.values);
+            return;
+        }
+        let start = out.len();
+        out.resize(start + batch.len() * head[0].rows, 0.0);
+        let logits = &mut out[start..];
         buffers.normed.multiply(&context, &batch, &head, &[batch.all_rows()], logits);
         if description.logit_scale != 1.0 {
             logits.iter_mut().for_each(|logit| *logit *= description.logit_scale);

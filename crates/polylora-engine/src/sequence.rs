@@ -1,20 +1,35 @@
 //! The tokens that were seen, as keys and values of every layer.
 
 use polylora_quant::GgmlType;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Positions in a page. Attention takes one at a time, so a page of keys of one head and the same
 /// of values fit the first cache.
-pub(crate) const PAGE: usize = 64;
+pub const PAGE: usize = 64;
 
 /// The keys and values of some tokens: what a model remembers of a text.
 ///
-/// It grows by a page at a time, so memory is taken as it is needed.
+/// It grows by a page at a time, so memory is taken as it is needed. Sequences that begin alike
+/// may share pages (see [`PrefixCache`](crate::PrefixCache)); one that is to be written to is
+/// copied first.
 #[derive(Debug)]
 pub struct Sequence {
     pub(crate) layout: Layout,
-    pub(crate) pages: Vec<Page>,
+    pub(crate) pages: Vec<Arc<Page>>,
     len: usize,
     context: usize,
+    count: PageCount,
+}
+
+/// How many pages of an engine there are, shared ones counted once.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PageCount(Arc<AtomicUsize>);
+
+impl PageCount {
+    pub(crate) fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// Where in a page things lie.
@@ -41,16 +56,41 @@ impl Layout {
     fn side(&self) -> usize {
         self.heads * self.block()
     }
+
+    /// Bytes of a page.
+    pub(crate) fn page(&self) -> usize {
+        2 * self.layers * self.side()
+    }
 }
 
 /// `(layer, keys or values, head, position, value)`
 #[derive(Debug)]
-pub(crate) struct Page(Vec<u8>);
+pub(crate) struct Page {
+    bytes: Vec<u8>,
+    count: PageCount,
+}
+
+impl Clone for Page {
+    fn clone(&self) -> Page {
+        Page::new(self.bytes.clone(), &self.count)
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        self.count.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 impl Page {
+    fn new(bytes: Vec<u8>, count: &PageCount) -> Page {
+        count.0.fetch_add(1, Ordering::Relaxed);
+        Page { bytes, count: count.clone() }
+    }
+
     /// The keys and the values of one head in one layer, position after position.
     pub(crate) fn head(&self, layout: &Layout, layer: usize, head: usize) -> (&[u8], &[u8]) {
-        let (keys, values) = self.0[2 * layer * layout.side()..].split_at(layout.side());
+        let (keys, values) = self.bytes[2 * layer * layout.side()..].split_at(layout.side());
         let block = layout.block();
         (&keys[head * block..][..block], &values[head * block..][..block])
     }
@@ -62,14 +102,25 @@ impl Page {
         layer: usize,
     ) -> impl Iterator<Item = (&mut [u8], &mut [u8])> {
         let start = 2 * layer * layout.side();
-        let (keys, values) = self.0[start..][..2 * layout.side()].split_at_mut(layout.side());
+        let (keys, values) = self.bytes[start..][..2 * layout.side()].split_at_mut(layout.side());
         keys.chunks_exact_mut(layout.block()).zip(values.chunks_exact_mut(layout.block()))
     }
 }
 
 impl Sequence {
-    pub(crate) fn new(layout: Layout, context: usize) -> Sequence {
-        Sequence { layout, pages: Vec::new(), len: 0, context }
+    pub(crate) fn new(layout: Layout, context: usize, count: PageCount) -> Sequence {
+        Sequence { layout, pages: Vec::new(), len: 0, context, count }
+    }
+
+    /// Begins an empty sequence with pages that are full.
+    pub(crate) fn begin_with(&mut self, pages: Vec<Arc<Page>>) {
+        self.len = pages.len() * PAGE;
+        self.pages = pages;
+    }
+
+    /// The pages that are full.
+    pub(crate) fn full_pages(&self) -> &[Arc<Page>] {
+        &self.pages[..self.len / PAGE]
     }
 
     /// Tokens in it.
@@ -87,9 +138,9 @@ impl Sequence {
         self.context
     }
 
-    /// Bytes that its keys and values take.
+    /// Bytes that its keys and values take, shared ones included.
     pub fn bytes(&self) -> usize {
-        self.pages.iter().map(|page| page.0.len()).sum()
+        self.pages.iter().map(|page| page.bytes.len()).sum()
     }
 
     /// Forgets all but the first `len` tokens.
@@ -98,10 +149,23 @@ impl Sequence {
         self.pages.truncate(self.len.div_ceil(PAGE));
     }
 
-    /// Makes room for `more` tokens, which follow at once.
+    /// Makes room for `more` tokens, which follow at once: in pages of its own.
     pub(crate) fn grow(&mut self, more: usize) {
+        if let Some(begun) = self.pages.get_mut(self.len / PAGE) {
+            Arc::make_mut(begun);
+        }
         self.len += more;
-        let bytes = 2 * self.layout.layers * self.layout.side();
-        self.pages.resize_with(self.len.div_ceil(PAGE), || Page(vec![0; bytes]));
+        let bytes = self.layout.page();
+        let page = || Arc::new(Page::new(vec![0; bytes], &self.count));
+        self.pages.resize_with(self.len.div_ceil(PAGE), page);
+    }
+
+    /// Pages that the sequence has just grown into, to be written to.
+    pub(crate) fn pages_mut(
+        &mut self,
+        numbers: std::ops::Range<usize>,
+    ) -> impl Iterator<Item = &mut Page> {
+        let own = |page| Arc::get_mut(page).expect("a page that grows is the sequence's own");
+        self.pages[numbers].iter_mut().map(own)
     }
 }

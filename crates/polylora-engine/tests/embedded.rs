@@ -61,7 +61,7 @@ impl Setup {
 
     fn row(&self, question: &str, adapter: usize, options: CompletionOptions) -> Row {
         let messages = [Message::new("user", question)];
-        let prompt = self.template.prompt(&self.tokenizer, &messages).unwrap();
+        let prompt = self.template.prompt(&self.tokenizer, &messages, None).unwrap();
         let vocab_size = self.engine.model().vocab_size();
         let completion = Completion::new(&self.tokenizer, vocab_size, &prompt, options).unwrap();
         let sequence = self.engine.sequence(256);
@@ -70,7 +70,7 @@ impl Setup {
 
     /// What the rows write, together.
     fn answers(&mut self, mut rows: Vec<Row>) -> Vec<(String, Finish)> {
-        while rows.iter().any(|row| row.completion().finished().is_none()) {
+        while rows.iter().any(|row| !row.is_done()) {
             self.engine.advance(&mut rows).unwrap();
         }
         let answer = |row: &mut Row| (row.take_text(), row.completion().finished().unwrap());
@@ -139,7 +139,7 @@ fn an_answer_ends_where_it_is_to() {
 fn a_full_context_ends_an_answer() {
     let mut setup = Setup::new();
     let messages = [Message::new("user", "Tell me a story about an owl.")];
-    let prompt = setup.template.prompt(&setup.tokenizer, &messages).unwrap();
+    let prompt = setup.template.prompt(&setup.tokenizer, &messages, None).unwrap();
     let vocab_size = setup.engine.model().vocab_size();
     let completion = Completion::new(&setup.tokenizer, vocab_size, &prompt, greedy(None)).unwrap();
     let sequence = setup.engine.sequence(prompt.len() + 4);

@@ -139,13 +139,14 @@ impl Stage {
 
         let mut view = Panes::new();
         let mut busy = Duration::ZERO;
-        while rows.iter().any(|row| row.completion().finished().is_none()) {
+        while rows.iter().any(|row| !row.is_done()) {
             terminal::check_interrupt()?;
             let start = Instant::now();
             self.base.loaded.engine.advance(&mut rows)?;
             let took = start.elapsed();
             busy += took;
             for (pane, row) in panes.iter_mut().zip(&mut rows) {
+                row.take_failure().map_or(Ok(()), Err)?;
                 pane.text += &row.take_text();
             }
             view.show(&panes)?;
@@ -245,7 +246,7 @@ impl Speaker {
     fn row(&self, question: &str, adapter: Option<&Named>) -> Result<Row> {
         let model = self.loaded.engine.model();
         let messages = [Message::new("user", question)];
-        let prompt = self.template.prompt(&self.tokenizer, &messages)?;
+        let prompt = self.template.prompt(&self.tokenizer, &messages, None)?;
         let options = CompletionOptions {
             params: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
             ..CompletionOptions::default()
@@ -259,10 +260,11 @@ impl Speaker {
 
     fn answer(&mut self, question: &str, adapter: Option<&Named>) -> Result<String> {
         let mut row = self.row(question, adapter)?;
-        while row.completion().finished().is_none() {
+        while !row.is_done() {
             terminal::check_interrupt()?;
             self.loaded.engine.advance([&mut row])?;
         }
+        row.take_failure().map_or(Ok(()), Err)?;
         Ok(row.take_text())
     }
 }

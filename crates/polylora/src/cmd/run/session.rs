@@ -78,7 +78,7 @@ impl Session {
     /// The tokens of a conversation, up to where the assistant speaks next.
     pub(super) fn conversation(&self, messages: &[Message]) -> Result<Vec<u32>> {
         let template = self.template.as_ref().context("there is no chat template")?;
-        template.prompt(&self.tokenizer, messages).context("the chat template failed")
+        template.prompt(&self.tokenizer, messages, None).context("the chat template failed")
     }
 
     /// Sets the adapters for what follows. What was read under others is forgotten: its keys and
@@ -147,6 +147,7 @@ impl Session {
             constraint: asked.shape.as_ref().map(Shape::constraint).transpose()?,
             continues: asked.continues,
             max_tokens: asked.limit,
+            logprobs: None,
         };
         let mut completion = Completion::new(&self.tokenizer, vocab_size, prompt, options)?;
 
