@@ -14,6 +14,8 @@ mod merge;
 mod pull;
 mod quantize;
 mod run;
+#[cfg(feature = "serve")]
+mod serve;
 mod tokenize;
 
 use crate::source::{AdapterSource, Source};
@@ -29,6 +31,8 @@ use std::path::{Path, PathBuf};
 pub(crate) enum Command {
     Merge(merge::Merge),
     Run(run::Run),
+    #[cfg(feature = "serve")]
+    Serve(serve::Serve),
     Eval(eval::Eval),
     Bench(bench::Bench),
     Tokenize(tokenize::Tokenize),
@@ -48,6 +52,8 @@ impl Command {
         match self {
             Command::Merge(command) => command.run(),
             Command::Run(command) => command.run(),
+            #[cfg(feature = "serve")]
+            Command::Serve(command) => command.run(),
             Command::Eval(command) => command.run(),
             Command::Bench(command) => command.run(),
             Command::Tokenize(command) => command.run(),
