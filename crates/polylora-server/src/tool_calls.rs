@@ -200,13 +200,13 @@ impl Reader {
             let rest = self.held.split_off(at);
             let before = std::mem::replace(&mut self.held, rest[begin.len()..].to_owned());
             // Space around calls is theirs.
-            pieces.extend(text(before).filter(|piece| !is_blank(piece)));
+            pieces.extend(text(before.trim_end().to_owned()));
             self.is_call = true;
             self.is_start = false;
             return true;
         }
         let certain = surely_text(&self.held, begin);
-        if self.is_start && is_space(&self.held[..certain]) {
+        if self.is_start && self.held[..certain].trim().is_empty() {
             return false;
         }
         let rest = self.held.split_off(certain);
@@ -218,14 +218,6 @@ impl Reader {
 
 fn text(text: String) -> Option<Piece> {
     (!text.is_empty()).then_some(Piece::Text(text))
-}
-
-fn is_blank(piece: &Piece) -> bool {
-    matches!(piece, Piece::Text(text) if is_space(text))
-}
-
-fn is_space(text: &str) -> bool {
-    text.trim().is_empty()
 }
 
 /// How many bytes of a text come before anything that may begin `mark`, space before it included.

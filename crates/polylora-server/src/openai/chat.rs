@@ -143,6 +143,7 @@ pub(crate) async fn chat(
     let prompts = [prompt];
 
     let wish = Wish {
+        prompt: "messages",
         max_tokens: request.max_completion_tokens.or(request.max_tokens),
         logprobs: top,
         ..Wish::default()

@@ -109,6 +109,7 @@ pub(crate) async fn complete(
     request.check_tokens(&app, &prompts)?;
     let count = manner.count()?;
     let wish = Wish {
+        prompt: "prompt",
         max_tokens: Some(request.max_tokens.unwrap_or(MAX_TOKENS)),
         logprobs: request.logprobs,
         score_prompt: request.logprobs.filter(|_| request.echo),

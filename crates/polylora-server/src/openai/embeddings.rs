@@ -102,7 +102,7 @@ pub(crate) async fn embed(
     let (events, mut receiver) = unbounded_channel();
     let mut jobs = Vec::with_capacity(prompts.len());
     for (index, prompt) in prompts.iter().enumerate() {
-        check_length(&app.base, prompt)?;
+        check_length(&app.base, "input", prompt)?;
         jobs.push(Job {
             prompt: prompt.clone(),
             adapters: selection.adapters.clone(),

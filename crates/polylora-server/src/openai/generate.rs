@@ -97,6 +97,8 @@ pub(super) type Shape<'a> = &'a dyn Fn() -> Result<Option<Constraint>, ApiError>
 /// What is asked of each answer besides its [`Manner`].
 #[derive(Clone, Copy, Default)]
 pub(super) struct Wish {
+    /// The field that the prompt is in.
+    pub(super) prompt: &'static str,
     pub(super) max_tokens: Option<usize>,
     /// Scores, and how many of the likeliest tokens beside each.
     pub(super) logprobs: Option<usize>,
@@ -166,7 +168,7 @@ impl Manner {
         let count = self.count()?;
         let mut jobs = Vec::with_capacity(prompts.len() * count);
         for prompt in prompts {
-            check_length(&app.base, prompt)?;
+            check_length(&app.base, wish.prompt, prompt)?;
             for answer in 0..count {
                 let options = CompletionOptions {
                     params: self.params(&app.base, answer)?,
@@ -202,17 +204,21 @@ impl Manner {
 }
 
 /// Refuses a prompt that leaves no room for an answer.
-pub(super) fn check_length(base: &Base, prompt: &[u32]) -> Result<(), ApiError> {
+pub(super) fn check_length(
+    base: &Base,
+    param: &'static str,
+    prompt: &[u32],
+) -> Result<(), ApiError> {
     let (tokens, context) = (prompt.len(), base.context);
     if prompt.is_empty() {
-        return Err(ApiError::bad("The prompt is empty."));
+        return Err(ApiError::bad_param(param, "The prompt is empty."));
     }
     if tokens >= context {
         let message = format!(
             "This server's context is {context} tokens, and the prompt has {tokens}: nothing is \
              left for an answer."
         );
-        return Err(ApiError::bad(message).code("context_length_exceeded"));
+        return Err(ApiError::bad_param(param, message).code("context_length_exceeded"));
     }
     Ok(())
 }
