@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
 /// Tokens of prompts that a step reads at most: the engine takes so many through the layers at
 /// once.
@@ -94,7 +94,7 @@ impl Job {
 /// What is to be done with a prompt.
 pub(crate) enum Task {
     Complete {
-        options: CompletionOptions,
+        options: Box<CompletionOptions>,
         /// How many of the likeliest tokens are wanted beside each of the prompt's.
         score_prompt: Option<usize>,
     },
@@ -102,6 +102,9 @@ pub(crate) enum Task {
 }
 
 pub(crate) use embedding::Pooling;
+
+/// Where the events of one request's jobs come, each with its job's number.
+pub(crate) type Events = UnboundedReceiver<(usize, Event)>;
 
 /// What became of a job so far.
 #[derive(Debug)]
@@ -585,7 +588,7 @@ impl Scheduler {
                 let Task::Complete { options, score_prompt } = &mut job.task else {
                     unreachable!("embeddings have no rows")
                 };
-                let (options, score_prompt) = (std::mem::take(options), *score_prompt);
+                let (options, score_prompt) = (std::mem::take(&mut **options), *score_prompt);
                 let vocab_size = self.engine.model().vocab_size();
                 let completion = Completion::new(&self.tokenizer, vocab_size, &job.prompt, options);
                 let completion = match completion {

@@ -400,7 +400,7 @@ fn what_cannot_be_is_refused_with_the_place_of_the_mistake() {
         (json!({ "functions": [] }), "functions"),
         (json!({ "top_logprobs": 2 }), "top_logprobs"),
         (json!({ "logprobs": true, "top_logprobs": 21 }), "top_logprobs"),
-        (json!({ "response_format": { "type": "poem" } }), "response_format"),
+        (json!({ "response_format": { "type": "poem" } }), "response_format.type"),
     ] {
         let (message, param, _) = error(chats(more.clone()), 400);
         assert_eq!(param, expected, "{more}: {message}");

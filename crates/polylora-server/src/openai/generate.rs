@@ -3,13 +3,13 @@
 use super::{OneOrMany, PromptTokens, Usage};
 use crate::app::{App, Base, Lora, Selection};
 use crate::error::ApiError;
-use crate::scheduler::{Event, Failure, Job, Task};
+use crate::scheduler::{Event, Events, Failure, Job, Task};
 use polylora_engine::{CompletionOptions, Constraint, Finish, Sampler, SamplingParams, Scored};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::unbounded_channel;
 use utoipa::ToSchema;
 
 /// Answers that one request may ask for.
@@ -163,7 +163,7 @@ impl Manner {
         prompts: &[Vec<u32>],
         wish: Wish,
         shape: Shape<'_>,
-    ) -> Result<(Vec<Job>, UnboundedReceiver<(usize, Event)>), ApiError> {
+    ) -> Result<(Vec<Job>, Events), ApiError> {
         let (events, receiver) = unbounded_channel();
         let count = self.count()?;
         let mut jobs = Vec::with_capacity(prompts.len() * count);
@@ -183,7 +183,10 @@ impl Manner {
                     adapters: selection.adapters.clone(),
                     names: Arc::clone(&selection.names),
                     tenant: selection.tenant.clone(),
-                    task: Task::Complete { options, score_prompt: wish.score_prompt },
+                    task: Task::Complete {
+                        options: Box::new(options),
+                        score_prompt: wish.score_prompt,
+                    },
                     index: jobs.len(),
                     events: events.clone(),
                     arrived: Instant::now(),
@@ -278,7 +281,7 @@ impl Meter {
 
 /// All answers of a request, once they have ended.
 pub(super) async fn collect(
-    mut events: UnboundedReceiver<(usize, Event)>,
+    mut events: Events,
     meter: &mut Meter,
 ) -> Result<Vec<Answer>, ApiError> {
     let mut answers: Vec<Answer> = (0..meter.open).map(|_| Answer::default()).collect();

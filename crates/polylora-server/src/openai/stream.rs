@@ -3,7 +3,7 @@
 use super::Usage;
 use super::generate::{Meter, gone};
 use crate::error::ApiError;
-use crate::scheduler::Event;
+use crate::scheduler::{Event, Events};
 use axum::response::sse::{Event as Sent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
@@ -11,7 +11,6 @@ use serde::Serialize;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::time::Duration;
-use tokio::sync::mpsc::UnboundedReceiver;
 
 /// How long a stream's status waits for the answer to begin: until then it can tell of an error.
 /// After it the stream begins all the same, so that nobody between takes it for dead.
@@ -32,7 +31,7 @@ pub(super) trait Chunks: Send + 'static {
 }
 
 struct State<C: Chunks> {
-    events: UnboundedReceiver<(usize, Event)>,
+    events: Events,
     meter: Meter,
     chunks: C,
     includes_usage: bool,
@@ -42,7 +41,7 @@ struct State<C: Chunks> {
 
 /// A response that streams the answers of a request.
 pub(super) async fn respond<C: Chunks>(
-    mut events: UnboundedReceiver<(usize, Event)>,
+    mut events: Events,
     meter: Meter,
     chunks: C,
     includes_usage: bool,

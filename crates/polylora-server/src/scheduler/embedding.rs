@@ -80,8 +80,7 @@ impl Scheduler {
             Wanted::Last => 1,
             Wanted::None => 0,
         };
-        if rows > 0 {
-            let width = states.len() / rows;
+        if let Some(width) = states.len().checked_div(rows) {
             sum.resize(width, 0.0);
             for state in states.chunks_exact(width) {
                 sum.iter_mut().zip(state).for_each(|(sum, value)| *sum += value);
