@@ -91,6 +91,8 @@ async fn with_id(request: Request, next: Next) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let key = tracing::field::Empty;
     let span = tracing::info_span!("request", id, %method, path, key);
+    #[cfg(feature = "otlp")]
+    continue_trace(&span, request.headers());
     let start = Instant::now();
     let mut response = next.run(request).instrument(span.clone()).await;
     // Of a stream this is when it began.
@@ -103,4 +105,28 @@ async fn with_id(request: Request, next: Next) -> Response {
         response.headers_mut().insert(REQUEST_ID, id);
     }
     response.into_response()
+}
+
+/// Makes the request part of the trace that it comes with, where it comes with one.
+#[cfg(feature = "otlp")]
+fn continue_trace(span: &tracing::Span, headers: &axum::http::HeaderMap) {
+    use opentelemetry::propagation::{Extractor, TextMapPropagator};
+    use opentelemetry_sdk::propagation::TraceContextPropagator;
+    use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+    struct Headers<'a>(&'a axum::http::HeaderMap);
+
+    impl Extractor for Headers<'_> {
+        fn get(&self, key: &str) -> Option<&str> {
+            self.0.get(key)?.to_str().ok()
+        }
+
+        fn keys(&self) -> Vec<&str> {
+            self.0.keys().map(|key| key.as_str()).collect()
+        }
+    }
+
+    let context = TraceContextPropagator::new().extract(&Headers(headers));
+    // It fails only where nobody collects spans.
+    let _ = span.set_parent(context);
 }

@@ -608,6 +608,8 @@ impl Scheduler {
                 let cached = sequence.len();
                 self.metrics.begun(job.label(), job.arrived.elapsed(), cached);
                 let _ = job.events.send((job.index, Event::Begun { cached }));
+                let tokens = prompt.len();
+                job.span.in_scope(|| tracing::debug!(tokens, cached, "begun"));
                 let mut row = Row::new(sequence, prompt, adapters, completion);
                 if let Some(top) = score_prompt {
                     row.score_prompt(top);

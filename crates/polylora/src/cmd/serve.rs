@@ -1,12 +1,12 @@
+mod log;
+
 use super::loaded::{EngineArgs, Loaded};
 use super::{fetch, parse_size};
 use crate::source::{AdapterSource, Source};
 use anyhow::{Context, Result};
 use polylora_server::ServerOptions;
-use std::io::IsTerminal;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use tracing_subscriber::EnvFilter;
 
 /// Serve the model and its adapters over HTTP, a different adapter in every row of a batch
 ///
@@ -81,11 +81,12 @@ Examples:
   polylora serve base.gguf --adapter-dir adapters/ --api-keys keys.toml --host 0.0.0.0
   curl localhost:8080/v1/chat/completions -H 'Content-Type: application/json' \\
     -d '{\"model\": \"shout\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello!\"}]}'
-Environment: RUST_LOG chooses what is logged (info; debug tells of loads; polylora_server=warn).";
+Environment: RUST_LOG chooses what is logged (info; debug tells of loads; polylora_server=warn).
+OTEL_EXPORTER_OTLP_ENDPOINT, in a build with the feature otlp, is where traces are sent.";
 
 impl Serve {
     pub(crate) fn run(self) -> Result<()> {
-        self.log();
+        let _traces = log::start(self.log_format)?;
         let adapters = fetch(&self.adapter)?;
         let Loaded { source, gguf, engine } = Loaded::open(&self.model, &self.engine)?;
         let options = ServerOptions {
@@ -107,18 +108,5 @@ impl Serve {
         let ready = |address| anstream::eprintln!("listening on http://{address}");
         polylora_server::serve(gguf, engine, options, ready)
             .with_context(|| format!("cannot serve {source}"))
-    }
-
-    fn log(&self) {
-        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-        let has_colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        let log = tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_ansi(has_colours)
-            .with_writer(std::io::stderr);
-        match self.log_format {
-            LogFormat::Text => log.init(),
-            LogFormat::Json => log.json().init(),
-        }
     }
 }
