@@ -327,7 +327,7 @@ impl Row {
     }
 
     /// How many tokens the next step reads.
-    fn next_read(&self) -> usize {
+    pub fn next_read(&self) -> usize {
         let most = if self.score_prompt.is_some() { SCORE_AT_ONCE } else { usize::MAX };
         self.unread().min(self.read_at_most).min(most)
     }

@@ -457,3 +457,70 @@ fn describe(
         constraints: OnceLock::new(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use polylora_engine::{EngineOptions, Model};
+    use std::io::Read;
+    use std::time::Instant;
+
+    /// Asks for an answer of so many tokens; returns all that comes.
+    fn ask(address: SocketAddr, tokens: usize, stream: bool) -> String {
+        let body = serde_json::json!({
+            "model": "valley", "prompt": "An owl", "max_tokens": tokens, "ignore_eos": true,
+            "stream": stream,
+        });
+        let body = body.to_string();
+        let mut connection = std::net::TcpStream::connect(address).unwrap();
+        let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+                    content-type: application/json\r\ncontent-length:";
+        let request = format!("{head} {}\r\n\r\n{body}", body.len());
+        std::io::Write::write_all(&mut connection, request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    #[test]
+    fn a_panic_of_the_scheduler_ends_all_requests_and_the_server() {
+        let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../polylora/embedded/valley-q4_k_m.gguf");
+        let gguf = Gguf::open(model.as_ref()).unwrap();
+        let engine =
+            EngineOptions { threads: NonZeroUsize::new(1), exact: true, ..Default::default() };
+        let engine = Engine::new(Arc::new(Model::open(&gguf).unwrap()), &engine).unwrap();
+        let options = ServerOptions {
+            host: "127.0.0.1".into(),
+            port: 0,
+            adapters: Vec::new(),
+            adapter_dir: None,
+            allow_adapter_loading: false,
+            adapter_memory: 1 << 20,
+            context: None,
+            parallel: NonZeroUsize::new(2).unwrap(),
+            kv_memory: None,
+            max_queue: 10,
+            max_connections: 10,
+            api_keys: None,
+            alias: Some("valley".into()),
+            metrics_port: None,
+        };
+        let server = Server::start(gguf, engine, options).unwrap();
+        let address = server.address();
+        let scheduler = server.app.scheduler.clone();
+        std::thread::scope(|scope| {
+            let ask = |stream| scope.spawn(move || ask(address, 450, stream));
+            let asked = [ask(true), ask(false), ask(true), ask(false)];
+            let start = Instant::now();
+            while (scheduler.load().running, scheduler.load().waiting) != (2, 2) {
+                assert!(start.elapsed() < Duration::from_secs(30));
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            scheduler.fail();
+            for answer in asked.map(|asked| asked.join().unwrap()) {
+                assert!(answer.contains("the engine failed"), "{answer}");
+            }
+        });
+        assert!(matches!(server.wait(), Err(ServeError::Panic)));
+    }
+}

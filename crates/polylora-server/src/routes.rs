@@ -59,6 +59,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/", get(page::html))
         .route("/page.css", get(page::css))
         .route("/page.js", get(page::js))
+        .route("/icon.svg", get(page::icon))
         .fallback(async || ApiError::not_found("There is no such path: see /openapi.json."))
         .method_not_allowed_fallback(async || ApiError::bad_method());
     finish(router, app)

@@ -163,6 +163,9 @@ enum Command {
     Look,
     /// Finish what there is, then end.
     Drain,
+    /// Panic, as a fault of this program would.
+    #[cfg(test)]
+    Fail,
 }
 
 /// How others talk to the scheduler.
@@ -229,6 +232,11 @@ impl Handle {
         let _ = self.commands.send(Command::Drain);
     }
 
+    #[cfg(test)]
+    pub(crate) fn fail(&self) {
+        self.commands.send(Command::Fail).unwrap();
+    }
+
     pub(crate) fn is_draining(&self) -> bool {
         self.shared.draining.load(Ordering::Acquire)
     }
@@ -259,7 +267,7 @@ pub(crate) struct Scheduler {
     waiting: VecDeque<Waiting>,
     /// In the order in which they were admitted.
     rows: Vec<Running>,
-    embeddings: VecDeque<Embedding>,
+    embedding: Option<Embedding>,
     prefixes: PrefixCache,
     /// Seconds that a token of a step took of late.
     pace: f64,
@@ -343,7 +351,7 @@ pub(crate) fn start(
         accounts: Accounts::default(),
         waiting: VecDeque::new(),
         rows: Vec::new(),
-        embeddings: VecDeque::new(),
+        embedding: None,
         prefixes: PrefixCache::new(),
         pace: 0.0,
     };
@@ -363,7 +371,7 @@ impl Scheduler {
             self.drop_unheard();
             self.admit();
             self.report();
-            if self.rows.is_empty() && self.embeddings.is_empty() {
+            if self.is_idle() {
                 if draining && self.waiting.is_empty() {
                     return;
                 }
@@ -375,7 +383,7 @@ impl Scheduler {
     }
 
     fn is_idle(&self) -> bool {
-        self.rows.is_empty() && self.embeddings.is_empty()
+        self.rows.is_empty() && self.embedding.is_none()
     }
 
     /// Takes what has come; where there is nothing else to do, waits for something. Returns whether
@@ -398,6 +406,8 @@ impl Scheduler {
                 }
                 Ok(Command::Look) => {}
                 Ok(Command::Drain) => draining = true,
+                #[cfg(test)]
+                Ok(Command::Fail) => panic!("as a test asked for"),
                 Err(()) => return draining,
             }
             next = self.commands.try_recv().map_err(|_| ());
@@ -416,8 +426,7 @@ impl Scheduler {
             let running = self.end(index);
             self.dropped(&running.job);
         }
-        while let Some(index) = self.embeddings.iter().position(|e| unheard(&e.job)) {
-            let embedding = self.embeddings.remove(index).expect("it is there");
+        if let Some(embedding) = self.embedding.take_if(|embedding| unheard(&embedding.job)) {
             self.dropped(&embedding.job);
             self.accounts.leave(&embedding.job.tenant);
         }
@@ -447,7 +456,10 @@ impl Scheduler {
                 }
             };
             if let Task::Embed(pooling) = self.waiting[index].job.task {
-                self.begin_embedding(index, pooling, adapters);
+                is_full |= !self.has_room(index);
+                if !is_full && self.embedding.is_none() {
+                    self.begin_embedding(index, pooling, adapters);
+                }
                 continue;
             }
             // Where one has no room, smaller ones behind it are not let by: it would wait for ever.
@@ -530,11 +542,11 @@ impl Scheduler {
                 && row.row.adapters().len() == ready.len()
                 && row.row.adapters().iter().zip(&ready).all(|(a, b)| Arc::ptr_eq(a, b))
         };
-        let prompt = &waiting.job.prompt;
+        let tokens = waiting.tokens();
         let is_being_read = self.rows.iter().filter(|row| known(row)).any(|row| {
-            let same = row.row.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
-            // The last token of the prompt is read in any case.
-            let pages = same.min(prompt.len() - 1) / PAGE;
+            let same = row.row.tokens().iter().zip(tokens).take_while(|(a, b)| a == b).count();
+            // The last token is read in any case.
+            let pages = same.min(tokens.len() - 1) / PAGE;
             pages > row.row.sequence().len() / PAGE
         });
         if is_being_read { Turn::Wait } else { Turn::Ready(ready) }
@@ -560,17 +572,16 @@ impl Scheduler {
     /// Whether a job's prompt, and the beginning of its answer, will fit beside what is there.
     fn has_room(&self, index: usize) -> bool {
         let waiting = &self.waiting[index];
-        let read =
-            waiting.begun.as_ref().map_or(waiting.job.prompt.len(), |b| b.row.tokens().len());
         let most = match &waiting.job.task {
             Task::Complete { options, .. } => options.max_tokens.unwrap_or(usize::MAX),
             Task::Embed(_) => 0,
         };
-        let tokens = (read + most.min(BEGUN)).min(self.limits.context);
+        let tokens = (waiting.tokens().len() + most.min(BEGUN)).min(self.limits.context);
         // What others have still to read is as good as held.
-        let promised: usize =
-            self.rows.iter().map(|row| row.row.tokens().len().div_ceil(PAGE) + 1).sum();
-        self.rows.is_empty() || promised + tokens.div_ceil(PAGE) <= self.limits.pages
+        let rows = self.rows.iter().map(|row| row.row.tokens().len().div_ceil(PAGE) + 1);
+        let embedding = self.embedding.iter().map(|e| e.job.prompt.len().div_ceil(PAGE));
+        let promised: usize = rows.chain(embedding).sum();
+        self.is_idle() || promised + tokens.div_ceil(PAGE) <= self.limits.pages
     }
 
     /// Gives a row to a waiting job.
@@ -669,13 +680,14 @@ impl Scheduler {
         }
     }
 
-    /// Sees to it that the next step's keys and values have room: the prefix cache gives up pages
+    /// Says what the next step reads, and sees to it that its keys and values have room: the prefix cache gives up pages
     /// first, then the newest rows of who has most give up theirs.
     fn make_room(&mut self) {
         loop {
+            self.share_out();
             let new = |row: &Running| {
-                let (held, reads) = (row.row.sequence().len(), row.row.unread().min(READ_AT_MOST));
-                (held + reads).div_ceil(PAGE) - held.div_ceil(PAGE)
+                let held = row.row.sequence().len();
+                (held + row.row.next_read()).div_ceil(PAGE) - held.div_ceil(PAGE)
             };
             let wanted = self.engine.pages() + self.rows.iter().map(new).sum::<usize>();
             let excess = wanted.saturating_sub(self.limits.pages);
@@ -694,7 +706,6 @@ impl Scheduler {
             return;
         }
         self.make_room();
-        self.share_out();
         let before: Vec<(usize, bool)> = (self.rows.iter())
             .map(|row| (row.row.sequence().len(), row.row.is_reading()))
             .collect();
@@ -802,12 +813,13 @@ impl Scheduler {
     fn report(&mut self) {
         let held = self.held();
         let shared = &self.shared;
-        shared.running.store(self.rows.len() + self.embeddings.len(), Ordering::Relaxed);
+        let running = self.rows.len() + usize::from(self.embedding.is_some());
+        shared.running.store(running, Ordering::Relaxed);
         shared.pages.store(held, Ordering::Relaxed);
         shared.prefix_pages.store(self.prefixes.pages(), Ordering::Relaxed);
         let running = self.rows.iter().map(|row| &*row.job.names);
         let running: Vec<&[String]> =
-            running.chain(self.embeddings.iter().map(|e| &*e.job.names)).collect();
+            running.chain(self.embedding.iter().map(|e| &*e.job.names)).collect();
         let waiting: Vec<&[String]> = self.waiting.iter().map(|w| &*w.job.names).collect();
         self.metrics.set_requests(&running, &waiting);
         self.metrics.set_kv_usage(held as f64 / self.limits.pages as f64);
@@ -815,6 +827,11 @@ impl Scheduler {
 }
 
 impl Waiting {
+    /// What it is to read: its prompt, and what was written already.
+    fn tokens(&self) -> &[u32] {
+        self.begun.as_ref().map_or(&self.job.prompt, |begun| begun.row.tokens())
+    }
+
     /// Tells it from all others that wait.
     fn id(&self) -> usize {
         std::ptr::from_ref::<Job>(&self.job).addr()

@@ -481,7 +481,9 @@ fn the_description_has_every_route() {
     }
     let (status, page) = served.get_text("/");
     assert!(status == 200 && page.contains("PolyLoRA"));
-    assert_eq!([served.get("/page.css").0, served.get("/page.js").0], [200, 200]);
+    for file in ["/page.css", "/page.js", "/icon.svg"] {
+        assert_eq!(served.get_text(file).0, 200, "{file}");
+    }
 }
 
 /// Each key is its name and `-secret`.
@@ -586,6 +588,9 @@ fn a_key_opens_what_is_its_own_and_tells_nothing_of_the_rest() {
     let (_, overview) = acme.get("/adapters");
     assert_eq!(overview["adapters"].as_array().unwrap().len(), 1);
     assert!(overview["cache"].is_null() && overview["requests"].is_null());
+    // How much others use it.
+    assert!(overview["adapters"][0]["tokens"].is_null());
+    assert!(root.get("/adapters").1["adapters"][2]["tokens"].as_u64().unwrap() > 0);
     let all = [
         acme.get_text("/v1/models").1,
         acme.get_text("/adapters").1,

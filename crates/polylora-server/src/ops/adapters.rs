@@ -70,12 +70,12 @@ struct AdapterOverview {
     /// Why it cannot be loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
-    /// Requests that ended.
-    requests: u64,
+    /// Requests that ended; this and what follows is of all keys, and for an admin.
+    requests: Option<u64>,
     /// Tokens that were written.
-    tokens: u64,
-    running: usize,
-    waiting: usize,
+    tokens: Option<u64>,
+    running: Option<usize>,
+    waiting: Option<usize>,
 }
 
 /// The model, the adapters and how busy they are.
@@ -92,7 +92,7 @@ pub(crate) async fn overview(State(app): State<Arc<App>>, caller: Caller) -> Jso
     let ids: HashMap<&String, usize> = visible.collect();
     let adapters = app.adapters.list().into_iter().filter_map(|told| {
         let id = *ids.get(&told.name)?;
-        let traffic = app.metrics.traffic(&told.name);
+        let traffic = caller.is_admin().then(|| app.metrics.traffic(&told.name));
         Some(AdapterOverview {
             id,
             state: told.residence,
@@ -105,10 +105,10 @@ pub(crate) async fn overview(State(app): State<Arc<App>>, caller: Caller) -> Jso
                 true => error.to_string(),
                 false => "it cannot be loaded".to_owned(),
             }),
-            requests: traffic.requests,
-            tokens: traffic.tokens,
-            running: traffic.running,
-            waiting: traffic.waiting,
+            requests: traffic.as_ref().map(|traffic| traffic.requests),
+            tokens: traffic.as_ref().map(|traffic| traffic.tokens),
+            running: traffic.as_ref().map(|traffic| traffic.running),
+            waiting: traffic.as_ref().map(|traffic| traffic.waiting),
             name: told.name,
         })
     });

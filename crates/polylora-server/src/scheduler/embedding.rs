@@ -51,12 +51,12 @@ impl Scheduler {
         let _ = job.events.send((job.index, Event::Begun { cached: 0 }));
         let sequence = self.engine.sequence(job.prompt.len());
         let (sum, _leases) = (Vec::new(), waiting.leases);
-        self.embeddings.push_back(Embedding { job, pooling, sequence, adapters, _leases, sum });
+        self.embedding = Some(Embedding { job, pooling, sequence, adapters, _leases, sum });
     }
 
-    /// Takes the oldest embedding a piece further.
+    /// Takes the text a piece further.
     pub(super) fn embed(&mut self) {
-        let Some(mut embedding) = self.embeddings.pop_front() else { return };
+        let Some(mut embedding) = self.embedding.take() else { return };
         let Embedding { job, pooling, sequence, adapters, sum, .. } = &mut embedding;
         let start = sequence.len();
         let tokens = &job.prompt[start..job.prompt.len().min(start + READ_AT_ONCE)];
@@ -89,7 +89,7 @@ impl Scheduler {
         self.accounts.charge(&job.tenant, count, 0);
         self.metrics.tokens(job.label(), count, 0);
         if !is_last {
-            self.embeddings.push_front(embedding);
+            self.embedding = Some(embedding);
             return;
         }
         // Of length one, as everyone has them: so the mean needs no division.
