@@ -10,7 +10,7 @@ use numpy::PyArrayDyn;
 use polylora_adapter::{AdapterSpec, OnMismatch};
 use polylora_engine::{
     ChatError, ChatTemplate, ConstraintError, ConstraintFactory, Engine, EngineOptions, Input,
-    LoadedAdapter, Message, Row, Tokenizer, TokenizerError, Wanted,
+    LoadedAdapter, Message, Row, Tokenizer, TokenizerError, Wanted, Way,
 };
 use polylora_file::Gguf;
 use pyo3::IntoPyObjectExt;
@@ -360,7 +360,7 @@ impl Model {
             let mut sequence = engine.sequence(self.0.context);
             let (sequence, logits) = (&mut sequence, Wanted::All);
             let (tokens, adapters) = (&tokens, &adapters);
-            let input = Input { sequence, tokens, adapters, logits };
+            let input = Input { sequence, tokens, adapters, logits, way: Way::Many };
             let logits = engine.forward(&mut [input]).or_raise()?;
             Ok((0..logits.len()).flat_map(|row| logits.row(row)).copied().collect())
         })?;

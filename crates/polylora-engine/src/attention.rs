@@ -186,7 +186,8 @@ impl Attending<'_> {
                     visible.extend(std::iter::repeat_n(here, group));
                 }
                 let cap = description.attention_cap;
-                attention.attend(context.isa, keys, values, queries, visible, cap);
+                let way = self.batch.ways[rows.start];
+                attention.attend(context.isa, way, keys, values, queries, visible, cap);
             }
             attention.finish(context.isa, queries);
             for (row, found) in queries.chunks_exact(group * size).enumerate() {

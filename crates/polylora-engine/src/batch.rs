@@ -1,6 +1,7 @@
 //! Which rows go through the layers together, and which adapters apply to which.
 
 use crate::adapter::LoadedAdapter;
+use polylora_quant::product::Way;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -11,22 +12,37 @@ pub(crate) struct Batch {
     pub(crate) positions: Vec<usize>,
     /// Whether each row's sequence is a long one; see [`Rope::is_long`](crate::rope::Rope).
     pub(crate) is_long: Vec<bool>,
+    /// How each row goes through products.
+    pub(crate) ways: Vec<Way>,
     /// The rows of each sequence.
     pub(crate) spans: Vec<Range<usize>>,
-    /// Adapters that apply to any of the rows.
+    /// Adapters that apply to any of the rows, in the order in which their changes are added: by
+    /// their content, so that it is the same for a row whatever other rows are there.
     pub(crate) adapters: Vec<Arc<LoadedAdapter>>,
     /// Of each row, which of `adapters` apply.
     applied: Vec<Arc<[usize]>>,
 }
 
 impl Batch {
-    pub(crate) fn new() -> Batch {
+    /// An empty one, for rows with any of these adapters.
+    pub(crate) fn new<'a>(adapters: impl Iterator<Item = &'a Arc<LoadedAdapter>>) -> Batch {
+        let mut all: Vec<Arc<LoadedAdapter>> = Vec::new();
+        for adapter in adapters {
+            if !all.iter().any(|other| Arc::ptr_eq(other, adapter)) {
+                all.push(Arc::clone(adapter));
+            }
+        }
+        all.sort_by(|a, b| {
+            let scales = a.scale().total_cmp(&b.scale());
+            a.hash().cmp(b.hash()).then(scales)
+        });
         Batch {
             tokens: Vec::new(),
             positions: Vec::new(),
             is_long: Vec::new(),
+            ways: Vec::new(),
             spans: Vec::new(),
-            adapters: Vec::new(),
+            adapters: all,
             applied: Vec::new(),
         }
     }
@@ -37,19 +53,18 @@ impl Batch {
         tokens: &[u32],
         position: usize,
         is_long: bool,
+        way: Way,
         adapters: &[Arc<LoadedAdapter>],
     ) {
         let start = self.tokens.len();
         self.tokens.extend_from_slice(tokens);
         self.positions.extend((0..tokens.len()).map(|i| position + i));
         self.is_long.resize(self.tokens.len(), is_long);
+        self.ways.resize(self.tokens.len(), way);
         self.spans.push(start..self.tokens.len());
         let numbers = adapters.iter().map(|adapter| {
-            let known = self.adapters.iter().position(|other| Arc::ptr_eq(other, adapter));
-            known.unwrap_or_else(|| {
-                self.adapters.push(Arc::clone(adapter));
-                self.adapters.len() - 1
-            })
+            let number = self.adapters.iter().position(|other| Arc::ptr_eq(other, adapter));
+            number.expect("the batch was made for it")
         });
         let applied: Arc<[usize]> = numbers.collect();
         self.applied.resize(self.tokens.len(), applied);
@@ -81,6 +96,7 @@ impl Batch {
         self.tokens = rows.iter().map(|&row| self.tokens[row]).collect();
         self.positions = rows.iter().map(|&row| self.positions[row]).collect();
         self.is_long = rows.iter().map(|&row| self.is_long[row]).collect();
+        self.ways = rows.iter().map(|&row| self.ways[row]).collect();
         self.applied = rows.iter().map(|&row| Arc::clone(&self.applied[row])).collect();
         self.spans.clear();
     }
@@ -98,6 +114,8 @@ pub(crate) struct RowSet {
     pub(crate) first: usize,
     /// For each of the batch's adapters, which of `inputs` it applies to, by their places here.
     pub(crate) applied: Vec<Vec<u32>>,
+    /// Which of `inputs` go through products in which way: neighbours together.
+    pub(crate) runs: Vec<(Range<usize>, Way)>,
 }
 
 impl RowSet {
@@ -110,17 +128,42 @@ impl RowSet {
         rows: impl Iterator<Item = u32>,
     ) -> RowSet {
         let mut applied = vec![Vec::new(); batch.adapters.len()];
+        let mut runs: Vec<(Range<usize>, Way)> = Vec::new();
         for (place, row) in rows.enumerate() {
             for &number in batch.applied(row as usize) {
                 applied[number].push(place as u32);
             }
+            let way = batch.ways[row as usize];
+            match runs.last_mut() {
+                Some((run, last)) if *last == way => run.end += 1,
+                _ => runs.push((place..place + 1, way)),
+            }
         }
         let is_expert = expert.is_some();
-        RowSet { expert: expert.unwrap_or(0), is_expert, inputs, first, applied }
+        if is_expert {
+            // Of a long prompt an expert sees few tokens, for which panels would be slow.
+            runs = vec![(0..inputs.len(), Way::of(inputs.len()))];
+        }
+        RowSet { expert: expert.unwrap_or(0), is_expert, inputs, first, applied, runs }
     }
 
     /// Number of rows.
     pub(crate) fn len(&self) -> usize {
         self.inputs.len()
     }
+
+    /// The ways that its rows go, with the part of an ascending list of places that goes each.
+    pub(crate) fn by_way<'a>(
+        &'a self,
+        places: &'a [u32],
+    ) -> impl Iterator<Item = (Way, &'a [u32])> {
+        let parts = self.runs.iter().map(|(run, way)| (*way, within(places, run)));
+        parts.filter(|(_, places)| !places.is_empty())
+    }
+}
+
+/// The part of an ascending list that lies in a range.
+pub(crate) fn within<'a>(places: &'a [u32], range: &Range<usize>) -> &'a [u32] {
+    let below = |limit: usize| places.partition_point(|&place| (place as usize) < limit);
+    &places[below(range.start)..below(range.end)]
 }

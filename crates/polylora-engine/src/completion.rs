@@ -3,7 +3,7 @@
 use crate::{
     Constraint, ConstraintError, EmptyStop, Engine, Error, Input, InvalidParams, LoadedAdapter,
     LogProbs, SampleError, Sampler, SamplingParams, Sequence, StopStrings, Tokenizer, Utf8Stream,
-    Wanted,
+    Wanted, Way,
 };
 use std::sync::Arc;
 
@@ -329,7 +329,15 @@ impl Row {
     /// How many tokens the next step reads.
     pub fn next_read(&self) -> usize {
         let most = if self.score_prompt.is_some() { SCORE_AT_ONCE } else { usize::MAX };
-        self.unread().min(self.read_at_most).min(most)
+        // What was written is read again, where it has to be, as it was written.
+        let of_prompt = self.prompt_tokens.saturating_sub(self.sequence.len());
+        let alike = if of_prompt > 0 { of_prompt } else { usize::MAX };
+        self.unread().min(self.read_at_most).min(most).min(alike)
+    }
+
+    /// How the next tokens go through products.
+    fn way(&self) -> Way {
+        if self.sequence.len() < self.prompt_tokens { Way::Many } else { Way::Few }
     }
 
     /// Which logits of the next step are wanted.
@@ -377,12 +385,15 @@ impl Engine {
     ) -> Result<(), Error> {
         let moves = |row: &&mut Row| !row.is_done() && row.read_at_most > 0;
         let mut rows: Vec<&mut Row> = rows.into_iter().filter(moves).collect();
+        // Those that go the same way together: the weights are read once for each.
+        rows.sort_by_key(|row| row.way() == Way::Many);
         let reads: Vec<(usize, Wanted)> =
             rows.iter().map(|row| (row.next_read(), row.wanted())).collect();
         let mut inputs = Vec::with_capacity(rows.len());
         for (row, &(count, logits)) in rows.iter_mut().zip(&reads) {
-            let start = row.sequence.len();
+            let (start, way) = (row.sequence.len(), row.way());
             inputs.push(Input {
+                way,
                 sequence: &mut row.sequence,
                 tokens: &row.tokens[start..start + count],
                 adapters: &row.adapters,

@@ -11,6 +11,7 @@ use crate::pool::Pool;
 use crate::rope::RopeTable;
 use crate::sequence::{Layout, PageCount, Sequence};
 use polylora_adapter::Adapter;
+use polylora_quant::product::Way;
 use polylora_quant::{GgmlType, Isa, dequantize_with, vector};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,6 +46,11 @@ pub struct Input<'a> {
     pub adapters: &'a [Arc<LoadedAdapter>],
     /// For which of the tokens logits are wanted.
     pub logits: Wanted,
+    /// How the tokens go through products: a prompt's as many, however few of them there are here,
+    /// and those that are written, one at a time, as few. Tokens that go the same way give the same,
+    /// to the bit, whatever else is in the batch and however a prompt is cut (but for mixtures of
+    /// experts, where the way goes by how many an expert sees).
+    pub way: Way,
 }
 
 /// Which of an input's tokens need logits.
@@ -231,8 +237,7 @@ impl Engine {
     /// Computes all inputs in one batch. A prompt may have any length; long ones are cut into
     /// steps here.
     ///
-    /// A row's result depends on its neighbours in the batch only as far as sums are taken in
-    /// another order when many rows go together: by rounding of single precision.
+    /// What a row gives does not depend on its neighbours in the batch: see [`Input::way`].
     ///
     /// # Errors
     /// Where a sequence has no room for its tokens, a token is not one of the vocabulary, or a
@@ -258,7 +263,8 @@ impl Engine {
         let mut done = vec![0; inputs.len()];
         let mut first = 0;
         while first < inputs.len() {
-            let mut batch = Batch::new();
+            let adapters = inputs[first..].iter().flat_map(|input| input.adapters);
+            let mut batch = Batch::new(adapters);
             let mut wanted = Vec::new();
             let mut sequences = Vec::new();
             let mut next = first;
@@ -271,7 +277,7 @@ impl Engine {
                 let start = batch.len();
                 let is_long = self.model.description.rope.is_long(input.sequence.context());
                 let position = input.sequence.len();
-                batch.push(&rest[..taken], position, is_long, input.adapters);
+                batch.push(&rest[..taken], position, is_long, input.way, input.adapters);
                 input.sequence.grow(taken);
                 sequences.push(&mut *input.sequence);
                 *done += taken;

@@ -33,6 +33,7 @@ pub use engine::{AdapterLoader, Engine, EngineOptions, Input, Logits, Wanted};
 pub use error::Error;
 pub use logprobs::LogProbs;
 pub use model::Model;
+pub use polylora_quant::product::Way;
 pub use prefix::PrefixCache;
 pub use sampler::{InvalidParams, SampleError, Sampled, Sampler, SamplingParams};
 pub use sequence::{PAGE, Sequence};

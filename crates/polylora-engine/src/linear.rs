@@ -6,7 +6,7 @@
 //! ```
 
 use crate::adapter::LinearChange;
-use crate::batch::{Batch, RowSet};
+use crate::batch::{Batch, RowSet, within};
 use crate::model::{Activation, Linear};
 use crate::pool::{Pool, Tile, tiles};
 use polylora_quant::Isa;
@@ -117,17 +117,16 @@ impl Reduced {
     ) {
         let Rows { set, range, x, columns, row_of } = rows;
         for place in self.places.iter().filter(|place| place.expert == set.expert) {
-            pairs.clear();
-            pairs.extend(
-                within(&set.applied[place.adapter], range)
-                    .iter()
-                    .map(|&row| (row_of(row as usize), row - range.start as u32)),
-            );
             let change = batch.adapters[place.adapter].linear(place.site).expect("it has a place");
             let down = &change.pairs[place.pair].down;
-            for panel in 0..down.panels() {
-                let out = &mut out[place.offset + panel * PANEL_ROWS..];
-                down.multiply_add(context.isa, panel, x, *columns, pairs, out, self.width);
+            for (way, rows) in set.by_way(within(&set.applied[place.adapter], range)) {
+                pairs.clear();
+                let pair = |&row: &u32| (row_of(row as usize), row - range.start as u32);
+                pairs.extend(rows.iter().map(pair));
+                for panel in 0..down.panels() {
+                    let out = &mut out[place.offset + panel * PANEL_ROWS..];
+                    down.multiply_add(context.isa, way, panel, x, *columns, pairs, out, self.width);
+                }
             }
         }
     }
@@ -154,12 +153,6 @@ struct Part<'a> {
 /// Ranks fill whole panels.
 fn padded_rank(down: &FloatPanels) -> usize {
     down.panels() * PANEL_ROWS
-}
-
-/// The part of an ascending list that lies in a range.
-fn within<'a>(places: &'a [u32], range: &Range<usize>) -> &'a [u32] {
-    let below = |limit: usize| places.partition_point(|&place| (place as usize) < limit);
-    &places[below(range.start)..below(range.end)]
 }
 
 /// Rows that one thread prepares together: enough to read an adapter's factors once for several.
@@ -361,15 +354,20 @@ impl Inputs {
         let weights = linear.tensor.rows_bytes(start + rows.start..start + rows.end);
         out.clear();
         out.resize(set.len() * rows.len(), 0.0);
-        let (isa, ty, inputs) = (context.isa, linear.tensor.ty, &set.inputs);
+        let (isa, ty) = (context.isa, linear.tensor.ty);
         let product = &mut scratch.product;
-        if context.exact || !linear.is_quantized() {
-            let (x, columns) = (&self.values, self.columns);
-            product::multiply_exact(isa, ty, weights, columns, x, inputs, out, product)
-        } else {
-            product::multiply(isa, ty, weights, &self.activations, inputs, out, product)
+        for (run, way) in &set.runs {
+            let inputs = &set.inputs[run.clone()];
+            let out = &mut out[run.start * rows.len()..run.end * rows.len()];
+            if context.exact || !linear.is_quantized() {
+                let (x, columns) = (&self.values, self.columns);
+                product::multiply_exact(isa, ty, weights, columns, x, inputs, out, product)
+            } else {
+                let x = &self.activations;
+                product::multiply(isa, *way, ty, weights, x, inputs, out, product)
+            }
+            .expect("the model's tensors were checked when it was opened");
         }
-        .expect("the model's tensors were checked when it was opened");
         let part = Part { linear, rows: rows.clone(), set };
         self.add_changes(context, batch, part, scratch, out);
         if let Some(bias) = &linear.bias {
@@ -413,40 +411,30 @@ impl Inputs {
                 (first..end.min(values.panels())).map(move |panel| (panel, offset(panel)))
             };
             let pairs = &mut scratch.pairs;
-            pairs.clear();
-            pairs.extend(applied.iter().map(|&row| (set.first as u32 + row, row)));
             let places = self.reduced.places.iter().filter(|place| {
                 (place.adapter, place.site, place.expert) == (number, linear.site, set.expert)
             });
             for place in places {
                 let pair = &change.pairs[place.pair];
                 let (x, stride) = (&self.reduced.values[place.offset..], self.reduced.width);
-                for (panel, at) in panels(&pair.up, pair.first_row) {
-                    pair.up.multiply_add(
-                        context.isa,
-                        panel,
-                        x,
-                        stride,
-                        pairs,
-                        &mut out[at..],
-                        width,
-                    );
+                for (way, rows) in set.by_way(applied) {
+                    pairs.clear();
+                    pairs.extend(rows.iter().map(|&row| (set.first as u32 + row, row)));
+                    for (panel, at) in panels(&pair.up, pair.first_row) {
+                        let (isa, out) = (context.isa, &mut out[at..]);
+                        pair.up.multiply_add(isa, way, panel, x, stride, pairs, out, width);
+                    }
                 }
             }
-            pairs.clear();
-            pairs.extend(applied.iter().map(|&row| (set.inputs[row as usize], row)));
             for added in &change.added {
                 let (x, stride) = (&self.values, self.columns);
-                for (panel, at) in panels(&added.values, added.first_row) {
-                    added.values.multiply_add(
-                        context.isa,
-                        panel,
-                        x,
-                        stride,
-                        pairs,
-                        &mut out[at..],
-                        width,
-                    );
+                for (way, rows) in set.by_way(applied) {
+                    pairs.clear();
+                    pairs.extend(rows.iter().map(|&row| (set.inputs[row as usize], row)));
+                    for (panel, at) in panels(&added.values, added.first_row) {
+                        let (isa, out) = (context.isa, &mut out[at..]);
+                        added.values.multiply_add(isa, way, panel, x, stride, pairs, out, width);
+                    }
                 }
             }
             if let Some(bias) = &change.bias {

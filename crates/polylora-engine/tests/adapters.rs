@@ -4,7 +4,9 @@
 
 use polylora_adapter::rewrite::{Plan, TypeRules};
 use polylora_adapter::{Adapter, AdapterSpec, OnMismatch, load};
-use polylora_engine::{Engine, EngineOptions, Error, Input, LoadedAdapter, Logits, Model, Wanted};
+use polylora_engine::{
+    Engine, EngineOptions, Error, Input, LoadedAdapter, Logits, Model, Wanted, Way,
+};
 use polylora_file::{Gguf, WriteOptions};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -48,7 +50,13 @@ fn adapter(case: &Path, gguf: &Gguf, scale: f32) -> Adapter {
 
 fn run(engine: &mut Engine, adapters: &[Arc<LoadedAdapter>]) -> Logits {
     let mut sequence = engine.sequence(TOKENS.len());
-    let input = Input { sequence: &mut sequence, tokens: &TOKENS, adapters, logits: Wanted::All };
+    let input = Input {
+        sequence: &mut sequence,
+        tokens: &TOKENS,
+        adapters,
+        logits: Wanted::All,
+        way: Way::Many,
+    };
     engine.forward(&mut [input]).unwrap()
 }
 
@@ -137,7 +145,13 @@ fn each_row_of_a_batch_has_its_own() {
             for (i, sequence) in sequences.iter_mut().enumerate() {
                 if from[i] < at[i] {
                     let (tokens, adapters) = (&TOKENS[from[i]..at[i]], &sets[i][..]);
-                    inputs.push(Input { sequence, tokens, adapters, logits: Wanted::Last });
+                    inputs.push(Input {
+                        sequence,
+                        tokens,
+                        adapters,
+                        logits: Wanted::Last,
+                        way: Way::Many,
+                    });
                     numbers.push(i);
                 }
             }
@@ -178,7 +192,8 @@ fn what_was_forgotten_can_be_said_again() {
     for (keep, tokens) in [(0, &TOKENS[..9]), (4, &TOKENS[4..])] {
         sequence.truncate(keep);
         let logits = Wanted::Last;
-        let input = Input { sequence: &mut sequence, tokens, adapters: &[], logits };
+        let input =
+            Input { sequence: &mut sequence, tokens, adapters: &[], logits, way: Way::Many };
         let found = engine.forward(&mut [input]).unwrap();
         let last = keep + tokens.len() - 1;
         let pairs = found.row(0).iter().zip(want.row(last));
@@ -193,12 +208,23 @@ fn what_cannot_be_done_is_refused_and_changes_nothing() {
     let (mut one, other) = (engine(&gguf, false, 1), engine(&gguf, false, 1));
     let foreign = other.load_adapter(&adapter(&data().join("qwen2"), &gguf, 1.0)).unwrap();
     let mut sequence = other.sequence(4);
-    let input =
-        Input { sequence: &mut sequence, tokens: &[1], adapters: &[], logits: Wanted::Last };
+    let input = Input {
+        sequence: &mut sequence,
+        tokens: &[1],
+        adapters: &[],
+        logits: Wanted::Last,
+        way: Way::Many,
+    };
     assert!(matches!(one.forward(&mut [input]).unwrap_err(), Error::ForeignSequence));
     let mut sequence = one.sequence(4);
     let mut refused = |tokens: &[u32], adapters: &[_]| {
-        let input = Input { sequence: &mut sequence, tokens, adapters, logits: Wanted::Last };
+        let input = Input {
+            sequence: &mut sequence,
+            tokens,
+            adapters,
+            logits: Wanted::Last,
+            way: Way::Many,
+        };
         let error = one.forward(&mut [input]).unwrap_err();
         assert_eq!(sequence.len(), 0);
         error

@@ -5,7 +5,7 @@
 #![allow(clippy::print_stdout)] // The figures are for who runs it with --nocapture.
 
 use polylora_adapter::{AdapterSpec, OnMismatch, load};
-use polylora_engine::{Engine, EngineOptions, Input, Model, Wanted};
+use polylora_engine::{Engine, EngineOptions, Input, Model, Wanted, Way};
 use polylora_file::{Gguf, safetensors};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -62,8 +62,13 @@ fn run(case: &Case, exact: bool, steps: &[usize]) -> Vec<f32> {
             break;
         }
         let tokens = rest.split_off(..step.min(rest.len())).unwrap();
-        let input =
-            Input { sequence: &mut sequence, tokens, adapters: &adapters, logits: Wanted::All };
+        let input = Input {
+            sequence: &mut sequence,
+            tokens,
+            adapters: &adapters,
+            logits: Wanted::All,
+            way: Way::Many,
+        };
         let found = engine.forward(&mut [input]).unwrap();
         (0..found.len()).for_each(|i| logits.extend_from_slice(found.row(i)));
     }

@@ -4,7 +4,7 @@
 use polylora_adapter::{AdapterSpec, OnMismatch, load};
 use polylora_engine::{
     Completion, CompletionOptions, Engine, EngineOptions, Input, LoadedAdapter, Model, PAGE,
-    PrefixCache, Row, SamplingParams, Tokenizer, Wanted,
+    PrefixCache, Row, SamplingParams, Tokenizer, Wanted, Way,
 };
 use polylora_file::Gguf;
 use std::path::PathBuf;
@@ -37,7 +37,13 @@ impl Setup {
     fn logits(&mut self, cache: &mut PrefixCache, adapters: &Adapters, tokens: &[u32]) -> Vec<f32> {
         let mut sequence = cache.begin(&self.engine, CONTEXT, adapters, tokens);
         let rest = &tokens[sequence.len()..];
-        let input = Input { sequence: &mut sequence, tokens: rest, adapters, logits: Wanted::Last };
+        let input = Input {
+            sequence: &mut sequence,
+            tokens: rest,
+            adapters,
+            logits: Wanted::Last,
+            way: Way::Many,
+        };
         let logits = self.engine.forward(&mut [input]).unwrap();
         cache.remember(adapters, tokens, &sequence);
         logits.row(0).to_vec()
@@ -63,13 +69,13 @@ const ORDERS: [[usize; 3]; 6] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2,
 #[test]
 fn no_order_of_requests_gives_one_adapter_the_keys_of_another() {
     let mut setup = Setup::new();
-    // One name, other contents; one content, other scales and names; several, in both orders.
+    // One name, other contents; one content, other scales; several and one of them.
     let (shout, pirate) = (setup.adapter("shout", "x", 1.0), setup.adapter("pirate", "x", 1.0));
     let half = setup.adapter("shout", "x", 0.5);
     let groups: [[Adapters; 3]; 3] = [
         [vec![shout.clone()], vec![pirate.clone()], vec![]],
         [vec![shout.clone()], vec![half.clone()], vec![shout.clone(), half]],
-        [vec![shout.clone(), pirate.clone()], vec![pirate, shout.clone()], vec![shout]],
+        [vec![shout.clone(), pirate.clone()], vec![pirate], vec![shout]],
     ];
     let tokens = text(0, 3 * PAGE + 5);
     for group in groups {
@@ -77,7 +83,7 @@ fn no_order_of_requests_gives_one_adapter_the_keys_of_another() {
             .each_ref()
             .map(|adapters| setup.logits(&mut PrefixCache::new(), adapters, &tokens));
         let differ = |a: usize, b: usize| largest_difference(&alone[a], &alone[b]);
-        assert!(differ(0, 1) > 1e-6 && differ(0, 2) > 1e-2 && differ(1, 2) > 1e-2);
+        assert!(differ(0, 1) > 1e-2 && differ(0, 2) > 1e-2 && differ(1, 2) > 1e-2);
         for order in ORDERS {
             let mut cache = PrefixCache::new();
             // Twice each: what the second finds is the first's.
@@ -137,7 +143,13 @@ fn sequences_that_share_pages_do_not_write_into_them() {
     let mut cut = cache.begin(&setup.engine, CONTEXT, &[], &ends[0]);
     cut.truncate(PAGE + 10);
     let strange = text(9, 30);
-    let input = Input { sequence: &mut cut, tokens: &strange, adapters: &[], logits: Wanted::None };
+    let input = Input {
+        sequence: &mut cut,
+        tokens: &strange,
+        adapters: &[],
+        logits: Wanted::None,
+        way: Way::Many,
+    };
     setup.engine.forward(&mut [input]).unwrap();
     for (text, alone) in ends.iter().zip(&alone) {
         let off = largest_difference(&setup.logits(&mut cache, &vec![], text), alone);
@@ -216,13 +228,24 @@ fn scores_are_those_of_the_logits_and_hidden_states_lead_to_them() {
     let mut setup = Setup::new();
     let tokens = text(3, 9);
     let mut sequence = setup.engine.sequence(CONTEXT);
-    let input =
-        Input { sequence: &mut sequence, tokens: &tokens, adapters: &[], logits: Wanted::All };
+    let input = Input {
+        sequence: &mut sequence,
+        tokens: &tokens,
+        adapters: &[],
+        logits: Wanted::All,
+        way: Way::Many,
+    };
     let logits = setup.engine.forward(&mut [input]).unwrap();
     assert_eq!(logits.len(), 9);
     let states = |setup: &mut Setup, logits| {
         let mut sequence = setup.engine.sequence(CONTEXT);
-        let input = Input { sequence: &mut sequence, tokens: &tokens, adapters: &[], logits };
+        let input = Input {
+            sequence: &mut sequence,
+            tokens: &tokens,
+            adapters: &[],
+            logits,
+            way: Way::Many,
+        };
         setup.engine.hidden_states(&mut [input]).unwrap()
     };
     let (all, last) = (states(&mut setup, Wanted::All), states(&mut setup, Wanted::Last));
@@ -237,4 +260,73 @@ fn scores_are_those_of_the_logits_and_hidden_states_lead_to_them() {
     head.dequantize_rows(token..token + 1, &mut row).unwrap();
     let product: f32 = row.iter().zip(&last).map(|(weight, state)| weight * state).sum();
     assert!((product - logits.row(8)[token]).abs() < 1e-3);
+}
+
+/// The logits of each of some texts: a prompt, then single tokens, all texts in one batch, their
+/// prompts cut as `cuts` says and beginning at different steps.
+fn together(
+    engine: &mut Engine,
+    texts: &[(Vec<u32>, Vec<u32>, Adapters)],
+    cuts: &[usize],
+) -> Vec<Vec<f32>> {
+    let mut sequences: Vec<_> = texts.iter().map(|_| engine.sequence(CONTEXT)).collect();
+    let mut logits = vec![Vec::new(); texts.len()];
+    for step in 0.. {
+        let mut inputs = Vec::new();
+        let mut whose = Vec::new();
+        for (number, ((prompt, written, adapters), sequence)) in
+            texts.iter().zip(&mut sequences).enumerate()
+        {
+            let done = sequence.len();
+            if step < number || done == prompt.len() + written.len() {
+                continue;
+            }
+            let cut = cuts[(step + number) % cuts.len()];
+            let (tokens, way) = match prompt.get(done..) {
+                Some(rest) if !rest.is_empty() => (&rest[..rest.len().min(cut)], Way::Many),
+                _ => (&written[done - prompt.len()..][..1], Way::Few),
+            };
+            inputs.push(Input { sequence, tokens, adapters, logits: Wanted::All, way });
+            whose.push((number, tokens.len()));
+        }
+        if inputs.is_empty() {
+            return logits;
+        }
+        let found = engine.forward(&mut inputs).unwrap();
+        let mut row = 0;
+        for (number, count) in whose {
+            (0..count).for_each(|i| logits[number].extend(found.row(row + i)));
+            row += count;
+        }
+    }
+    unreachable!("steps do not end")
+}
+
+#[test]
+fn what_a_text_gives_does_not_depend_on_the_batch_to_the_bit() {
+    // The fast way, where weights and activations are multiplied as bytes.
+    let gguf = Gguf::open(&embedded("valley-q4_k_m.gguf")).unwrap();
+    let engine =
+        Engine::new(Arc::new(Model::open(&gguf).unwrap()), &EngineOptions::default()).unwrap();
+    let mut setup = Setup { gguf, engine };
+    let [shout, pirate, json] =
+        ["shout", "pirate", "json"].map(|name| setup.adapter(name, name, 1.0));
+    let adapters: [Adapters; 4] = [vec![], vec![shout.clone()], vec![pirate], vec![json, shout]];
+    let texts: Vec<_> = (0..9)
+        .map(|i| {
+            let prompt = text(i, [1, 2, 3, 17, 64, 65, 130, 200, 33][i as usize]);
+            (prompt, text(50 + i, 12), adapters[i as usize % 4].clone())
+        })
+        .collect();
+    let alone: Vec<Vec<f32>> = (texts.iter())
+        .map(|text| together(&mut setup.engine, std::slice::from_ref(text), &[512]).remove(0))
+        .collect();
+    for cuts in [&[512][..], &[1], &[7, 64, 3], &[100, 1, 31]] {
+        let found = together(&mut setup.engine, &texts, cuts);
+        for (number, (found, alone)) in found.iter().zip(&alone).enumerate() {
+            let same = found.iter().zip(alone).all(|(a, b)| a.to_bits() == b.to_bits());
+            let off = largest_difference(found, alone);
+            assert!(same && found.len() == alone.len(), "text {number}, {cuts:?}: off by {off}");
+        }
+    }
 }

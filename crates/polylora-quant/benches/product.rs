@@ -4,7 +4,7 @@
 //! `cargo bench -p polylora-quant --bench product [-- [THREADS] [TYPE...]]`
 #![allow(clippy::print_stdout)] // The table is what it is for.
 
-use polylora_quant::product::{Activations, Scratch, multiply};
+use polylora_quant::product::{Activations, Scratch, Way, multiply};
 use polylora_quant::{GgmlType, Isa};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -66,7 +66,8 @@ fn product(isa: Isa, ty: GgmlType, threads: usize, tokens: usize, weights: &[u8]
         let mut scratch = Scratch::default();
         let mut out = vec![0.0; ROWS * tokens];
         for weights in part(weights, threads, thread).chunks_exact(chunk) {
-            multiply(isa, ty, weights, &x, &all, &mut out, &mut scratch).expect("lengths fit");
+            multiply(isa, Way::of(all.len()), ty, weights, &x, &all, &mut out, &mut scratch)
+                .expect("lengths fit");
             black_box(&out);
         }
     })

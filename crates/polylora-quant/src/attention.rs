@@ -6,7 +6,7 @@
 //! 2018, "Online normalizer calculation for softmax"; Dao et al. 2022, "FlashAttention").
 
 use crate::isa::{Isa, Kernel, LANES, Lanes, Simd};
-use crate::product::{Columns, sixteen};
+use crate::product::{Columns, Way, sixteen};
 use crate::vector::{self, SoftCap, dots, each, exp_less, largest, load_some};
 use std::ops::Range;
 
@@ -14,7 +14,8 @@ use std::ops::Range;
 const BLOCK: usize = 64;
 /// Queries whose scores stay in registers together.
 const TOGETHER: usize = 4;
-/// From how many queries on it pays to lay the keys of sixteen positions side by side.
+/// From how many queries on it pays to lay the keys of sixteen positions side by side. Where many
+/// tokens come that is always done: sums are then taken in the same order for all of them.
 const TRANSPOSE_FROM: usize = 3;
 
 /// Queries that attend to the positions of one key and value head, and what each has gathered.
@@ -48,12 +49,16 @@ impl Attention {
     /// - `queries`: `[queries][size]`, the scale of the scores (`1 / sqrt(size)`) multiplied in.
     /// - `visible`: for each query, which of these positions it sees; none where it is empty.
     /// - `cap`: scores become `cap * tanh(score / cap)`.
+    /// - `way`: for few tokens, or for many; with many a query gathers the same, to the bit, whichever
+    ///   others are there.
     ///
     /// # Panics
     /// Where a length does not fit, or a range ends beyond the positions.
+    #[allow(clippy::too_many_arguments)] // Keys, values and queries, and how to look at them.
     pub fn attend(
         &mut self,
         isa: Isa,
+        way: Way,
         keys: &[f32],
         values: &[f32],
         queries: &[f32],
@@ -66,7 +71,7 @@ impl Attention {
         assert_eq!(queries.len(), self.values.len(), "the queries are those of `reset`");
         assert_eq!(visible.len(), self.largest.len(), "a range for each query");
         assert!(visible.iter().all(|range| range.is_empty() || range.end <= positions));
-        isa.run(Attend { state: self, keys, values, queries, visible, cap });
+        isa.run(Attend { state: self, way, keys, values, queries, visible, cap });
     }
 
     /// What each query has gathered, `[queries][size]`, to `out`; zero for one that saw no
@@ -90,6 +95,7 @@ impl Attention {
 /// See [`Attention::attend`].
 struct Attend<'a> {
     state: &'a mut Attention,
+    way: Way,
     keys: &'a [f32],
     values: &'a [f32],
     queries: &'a [f32],
@@ -104,18 +110,21 @@ impl Kernel for Attend<'_> {
     fn run<S: Simd>(mut self, s: S) {
         let size = self.state.size;
         for first in (0..self.keys.len() / size.max(1)).step_by(BLOCK) {
-            if self.visible.len() >= TRANSPOSE_FROM {
+            if self.is_transposed() {
                 let keys = &self.keys[first * size..];
                 let positions = (keys.len() / size).min(BLOCK);
                 side_by_side(s, &keys[..positions * size], size, &mut self.state.keys);
             }
             let (mut q, queries) = (0, self.visible.len());
             while q + TOGETHER <= queries {
-                self.some::<S, TOGETHER>(s, first, q);
+                self.some::<S, TOGETHER, 1>(s, first, q);
                 q += TOGETHER;
             }
             while q < queries {
-                self.some::<S, 1>(s, first, q);
+                match self.way {
+                    Way::Few => self.some::<S, 1, 4>(s, first, q),
+                    Way::Many => self.some::<S, 1, 1>(s, first, q),
+                }
                 q += 1;
             }
         }
@@ -123,9 +132,14 @@ impl Kernel for Attend<'_> {
 }
 
 impl Attend<'_> {
-    /// `T` queries from `q` on, and the block of positions from `first` on.
+    fn is_transposed(&self) -> bool {
+        self.way == Way::Many || self.visible.len() >= TRANSPOSE_FROM
+    }
+
+    /// `T` queries from `q` on, and the block of positions from `first` on; sums are taken in `SUMS`
+    /// parts.
     #[inline(always)]
-    fn some<S: Simd, const T: usize>(&mut self, s: S, first: usize, q: usize) {
+    fn some<S: Simd, const T: usize, const SUMS: usize>(&mut self, s: S, first: usize, q: usize) {
         let size = self.state.size;
         let mut queries: [&[f32]; T] = [&[]; T];
         // Those that any of the queries sees: the others cost nothing.
@@ -140,8 +154,10 @@ impl Attend<'_> {
         if from >= to {
             return;
         }
+        // A position has its lane whatever comes before it.
+        from = from / LANES * LANES;
         let mut scores = [[f32::NEG_INFINITY; BLOCK]; T];
-        self.scores(s, first, from..to, queries, &mut scores);
+        self.scores::<S, T, SUMS>(s, first, from..to, queries, &mut scores);
 
         for (t, scores) in scores.iter_mut().enumerate() {
             let (start, end) = self.seen(q + t, first);
@@ -173,7 +189,8 @@ impl Attend<'_> {
         }
         let values = &self.values[(first + from) * size..(first + to) * size];
         for lane in (0..size).step_by(LANES) {
-            let sums = sixteen(s, Strided { rows: values, stride: size, lane }, weights);
+            let values = Strided { rows: values, stride: size, lane };
+            let sums = sixteen::<S, T, SUMS>(s, values, weights);
             for t in 0..T {
                 let gathered = &mut self.state.values[(q + t) * size..][..size][lane..];
                 match gathered.first_chunk_mut::<LANES>() {
@@ -196,7 +213,7 @@ impl Attend<'_> {
 
     /// Scores of the positions `wanted` of a block, and perhaps of those beside them.
     #[inline(always)]
-    fn scores<S: Simd, const T: usize>(
+    fn scores<S: Simd, const T: usize, const SUMS: usize>(
         &self,
         s: S,
         first: usize,
@@ -204,7 +221,7 @@ impl Attend<'_> {
         queries: [&[f32]; T],
         scores: &mut [[f32; BLOCK]; T],
     ) {
-        if self.visible.len() < TRANSPOSE_FROM {
+        if !self.is_transposed() {
             let size = self.state.size;
             for p in wanted {
                 let dots = dots(s, &self.keys[(first + p) * size..][..size], queries);
@@ -216,7 +233,7 @@ impl Attend<'_> {
         }
         for lane in (wanted.start / LANES * LANES..wanted.end).step_by(LANES) {
             let keys = Strided { rows: self.state.keys.as_flattened(), stride: BLOCK, lane };
-            let sums = sixteen(s, keys, queries);
+            let sums = sixteen::<S, T, SUMS>(s, keys, queries);
             for t in 0..T {
                 scores[t][lane..][..LANES].copy_from_slice(&sums[t].to_array());
             }
@@ -336,7 +353,9 @@ mod tests {
                         })
                         .collect();
                     let part = first * size..end * size;
-                    attention.attend(isa, &keys[part.clone()], &vals[part], &queries, &seen, cap);
+                    let way = Way::of(count);
+                    let (keys, vals) = (&keys[part.clone()], &vals[part]);
+                    attention.attend(isa, way, keys, vals, &queries, &seen, cap);
                     first = end;
                 }
                 let mut out = vec![f32::NAN; count * size];
@@ -349,6 +368,32 @@ mod tests {
                         assert!(error < 2e-4, "{} {size} query {q}: {got} {want}", isa.name());
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn with_many_a_query_gathers_the_same_whichever_others_are_there() {
+        let (size, positions) = (72, 200);
+        let (keys, vals) = (values(positions * size, 0.1, 2.0), values(positions * size, 0.7, 3.0));
+        let queries = values(11 * size, 0.3, 1.5);
+        let visible: Vec<Range<usize>> = (0..11).map(|q| 13 * q..positions - 9 * q).collect();
+        for isa in Isa::available() {
+            let gather = |which: Range<usize>, positions: usize| {
+                let mut attention = Attention::default();
+                attention.reset(which.len(), size);
+                let (queries, visible) =
+                    (&queries[which.start * size..which.end * size], &visible[which.clone()]);
+                let (keys, vals) = (&keys[..positions * size], &vals[..positions * size]);
+                attention.attend(isa, Way::Many, keys, vals, queries, visible, None);
+                let mut out = vec![0.0; which.len() * size];
+                attention.finish(isa, &mut out);
+                out
+            };
+            let all = gather(0..11, positions);
+            for q in 0..11 {
+                let alone = gather(q..q + 1, visible[q].end);
+                assert_eq!(alone, all[q * size..][..size], "{} {q}", isa.name());
             }
         }
     }

@@ -5,6 +5,9 @@
 //! and works in single precision, for every type. [`FloatPanels`] holds small matrices of floats,
 //! such as the factors of an adapter.
 //!
+//! There are two [ways](Way) through a product, for few tokens and for many, which take their sums
+//! in different orders; on each, what a token gives does not depend on the tokens beside it.
+//!
 //! Nothing here starts a thread: an engine gives each of its threads some whole rows, and a
 //! [`Scratch`] of its own. Sums are taken in an order, and with fused operations, that depend on
 //! the instruction set; so does the last bit of a result.
@@ -25,6 +28,23 @@ use crate::{GgmlType, Isa, RowError};
 use panels::{Panel, Sums};
 use rows::Rows;
 
+/// How tokens go through a product. Both ways give the same but for the order of sums, which is
+/// each way's own and does not depend on how many tokens there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Each row of weights is decoded and multiplied at once.
+    Few,
+    /// Weights are packed into panels first.
+    Many,
+}
+
+impl Way {
+    /// The faster one for so many tokens.
+    pub fn of(tokens: usize) -> Way {
+        if tokens <= rows::MOST { Way::Few } else { Way::Many }
+    }
+}
+
 /// What the products work in; one for each thread, to be used again and again.
 #[derive(Debug, Default)]
 pub struct Scratch {
@@ -42,8 +62,10 @@ pub struct Scratch {
 /// # Errors
 /// Where `ty` is not a type of blocks (see [`multiply_exact`]), a length does not fit, or `tokens`
 /// names a token that `x` does not hold. `out` is then as it was.
+#[allow(clippy::too_many_arguments)] // Weights, tokens, and where to put their products.
 pub fn multiply(
     isa: Isa,
+    way: Way,
     ty: GgmlType,
     weights: &[u8],
     x: &Activations,
@@ -58,11 +80,12 @@ pub fn multiply(
         return Ok(());
     }
     let what = Rows { weights, x, tokens, out, stride: rows };
-    if tokens.len() <= rows::MOST {
-        (product.rows)(isa, what);
-    } else {
-        let panel = scratch.panel.get_or_insert_with(|| Box::new(Panel::ZERO));
-        panels::multiply_panels(isa, product.panels, what, panel, &mut scratch.sums);
+    match way {
+        Way::Few => (product.rows)(isa, what),
+        Way::Many => {
+            let panel = scratch.panel.get_or_insert_with(|| Box::new(Panel::ZERO));
+            panels::multiply_panels(isa, product.panels, what, panel, &mut scratch.sums);
+        }
     }
     Ok(())
 }

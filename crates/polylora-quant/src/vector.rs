@@ -247,9 +247,10 @@ pub(crate) fn exp_less<S: Simd>(s: S, x: &mut [f32], base: f32) -> f32 {
         sum = sum + value;
         *x = value.to_array();
     }
-    let value = exp(s, load_some(s, rest, f32::NEG_INFINITY) - base).to_array();
-    rest.copy_from_slice(&value[..rest.len()]);
-    sum.sum() + rest.iter().sum::<f32>()
+    // Lanes that are not there add nothing, so the sum does not depend on how many are.
+    let value = exp(s, load_some(s, rest, f32::NEG_INFINITY) - base);
+    rest.copy_from_slice(&value.to_array()[..rest.len()]);
+    (sum + value).sum()
 }
 
 /// `1 / (1 + exp(-x))`.

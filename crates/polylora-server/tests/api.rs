@@ -707,14 +707,14 @@ fn what_cannot_be_served_is_told_at_once() {
     assert!(error.to_string().contains("/no/such/folder"), "{error}");
     let error = fails(ServerOptions { api_keys: Some("/no/such/file".into()), ..options() });
     assert!(error.to_string().contains("/no/such/file"), "{error}");
-    let error = fails(ServerOptions { context: Some(512), kv_memory: Some(1 << 20), ..options() });
+    let error = fails(ServerOptions { context: Some(512), kv_memory: Some(1 << 19), ..options() });
     assert!(matches!(error, ServeError::Memory { context: 512, .. }), "{error}");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     let error = fails(ServerOptions { port, ..options() });
     assert!(matches!(error, ServeError::Listen { .. }), "{error}");
     // Where nothing is asked for, the context is what fits.
-    let small = ServerOptions { kv_memory: Some(1 << 20), ..options() };
+    let small = ServerOptions { kv_memory: Some(1 << 19), ..options() };
     let (_, overview) = Served::new(small).get("/adapters");
     assert_eq!(overview["model"]["context"], 256);
 }

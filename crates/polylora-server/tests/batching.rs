@@ -55,7 +55,7 @@ fn eight_requests_with_eight_adapters_write_what_each_writes_alone() {
 #[test]
 fn little_memory_makes_answers_wait_but_changes_none() {
     // Room for the keys and values of one whole context and a little more.
-    let page = 4 * 2 * 64 * 2 * 64 * 4;
+    let page = 4 * 2 * 64 * 2 * 64 * 2;
     let tight = rows(Some(10 * page), 8);
     let served = Served::with_adapters(tight);
     let (_, overview) = served.get("/adapters");
@@ -201,8 +201,7 @@ fn a_reload_changes_the_next_answer_and_not_the_running_one() {
 
 #[test]
 fn adapters_take_turns_in_a_cache_for_one() {
-    // Where nothing is rounded, factors are in single precision.
-    let one = 800_000;
+    let one = 400_000;
     let options = ServerOptions { adapter_memory: one, ..options() };
     let served = Served::with_adapters(options);
     let alone: Vec<String> = support::ADAPTERS

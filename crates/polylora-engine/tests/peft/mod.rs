@@ -1,7 +1,7 @@
 //! A model with an adapter against what transformers and PEFT computed in single precision.
 
 use polylora_adapter::{AdapterSpec, OnMismatch, load};
-use polylora_engine::{Engine, EngineOptions, Input, LoadedAdapter, Logits, Model, Wanted};
+use polylora_engine::{Engine, EngineOptions, Input, LoadedAdapter, Logits, Model, Wanted, Way};
 use polylora_file::Gguf;
 use serde::Deserialize;
 use std::path::Path;
@@ -34,7 +34,8 @@ fn setup(gguf: &Gguf, adapter: Option<&Path>, exact: bool) -> (Engine, Vec<Arc<L
 /// Logits after each of the tokens.
 fn logits(engine: &mut Engine, adapters: &[Arc<LoadedAdapter>], tokens: &[u32]) -> Logits {
     let mut sequence = engine.sequence(256);
-    let input = Input { sequence: &mut sequence, tokens, adapters, logits: Wanted::All };
+    let input =
+        Input { sequence: &mut sequence, tokens, adapters, logits: Wanted::All, way: Way::Many };
     engine.forward(&mut [input]).unwrap()
 }
 

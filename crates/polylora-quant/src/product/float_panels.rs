@@ -1,5 +1,6 @@
 //! Small matrices of floats, such as an adapter's factors.
 
+use super::Way;
 use crate::isa::{Isa, Kernel, LANES, Lanes, Simd};
 use crate::vector::load_some;
 
@@ -75,7 +76,7 @@ impl FloatPanels {
     /// x_stride + k]` for each of `pairs` (`from`, `to`) and the rows of one panel.
     ///
     /// `x` begins at the first column of its first row, `out` at the panel's first row: an `out`
-    /// that holds other rows too is to be cut by the caller.
+    /// that holds other rows too is to be cut by the caller. The order of sums is that of `way`.
     ///
     /// # Panics
     /// Where `panel`, or a row that `pairs` names, is not there.
@@ -83,6 +84,7 @@ impl FloatPanels {
     pub fn multiply_add(
         &self,
         isa: Isa,
+        way: Way,
         panel: usize,
         x: &[f32],
         x_stride: usize,
@@ -96,11 +98,11 @@ impl FloatPanels {
         match &self.values {
             Values::Half(values) => {
                 let panel = &values[columns];
-                isa.run(MultiplyAdd { panel, lanes, x, x_stride, pairs, out, out_stride });
+                isa.run(MultiplyAdd { way, panel, lanes, x, x_stride, pairs, out, out_stride });
             }
             Values::Single(values) => {
                 let panel = &values[columns];
-                isa.run(MultiplyAdd { panel, lanes, x, x_stride, pairs, out, out_stride });
+                isa.run(MultiplyAdd { way, panel, lanes, x, x_stride, pairs, out, out_stride });
             }
         }
     }
@@ -108,6 +110,7 @@ impl FloatPanels {
 
 /// See [`FloatPanels::multiply_add`].
 struct MultiplyAdd<'a, V> {
+    way: Way,
     panel: &'a [V],
     lanes: usize,
     x: &'a [f32],
@@ -125,12 +128,20 @@ where
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
+        if self.way == Way::Few {
+            // Four sums side by side, for none to wait for another.
+            for pair in self.pairs {
+                self.some::<S, 1, 4>(s, &[*pair]);
+            }
+            return;
+        }
+        // One sum a token, for four tokens side by side.
         let (fours, ones) = self.pairs.as_chunks::<4>();
         for pairs in fours {
-            self.some(s, pairs);
+            self.some::<S, 4, 1>(s, pairs);
         }
         for pair in ones {
-            self.some(s, &[*pair]);
+            self.some::<S, 1, 1>(s, &[*pair]);
         }
     }
 }
@@ -140,12 +151,12 @@ where
     for<'a> &'a [V]: Columns,
 {
     #[inline(always)]
-    fn some<S: Simd, const T: usize>(&mut self, s: S, pairs: &[(u32, u32); T]) {
+    fn some<S: Simd, const T: usize, const SUMS: usize>(&mut self, s: S, pairs: &[(u32, u32); T]) {
         let mut x: [&[f32]; T] = [&[]; T];
         for t in 0..T {
             x[t] = &self.x[pairs[t].0 as usize * self.x_stride..][..self.panel.len()];
         }
-        let sums = sixteen(s, self.panel, x);
+        let sums = sixteen::<S, T, SUMS>(s, self.panel, x);
         for t in 0..T {
             let out = &mut self.out[pairs[t].1 as usize * self.out_stride..][..self.lanes];
             match out.as_mut_array::<LANES>() {
@@ -179,42 +190,39 @@ impl Columns for &[[f32; LANES]] {
     }
 }
 
-/// `sum over k of columns[k] * x[t][k]`, for each `t`; all `x` are of one length.
+/// `sum over k of columns[k] * x[t][k]`, for each `t`, in `SUMS` parts that are added at the end;
+/// all `x` are of one length.
 #[inline(always)]
-pub(crate) fn sixteen<S: Simd, const T: usize>(
+pub(crate) fn sixteen<S: Simd, const T: usize, const SUMS: usize>(
     s: S,
     columns: impl Columns,
     mut x: [&[f32]; T],
 ) -> [S::F32; T] {
-    // Sums side by side, for none to wait for another.
-    const SUMS: usize = 4;
-    let zero = s.splat(0.0);
-    if T > 1 {
-        let length = x[0].len();
-        for x in &mut x {
-            *x = &x[..length]; // For the compiler to know.
-        }
-        let mut sums = [zero; T];
-        for k in 0..length {
-            let column = columns.column(s, k);
-            for (sum, x) in sums.iter_mut().zip(x) {
-                *sum = column.mul_add(s.splat(x[k]), *sum);
+    let length = x[0].len();
+    for x in &mut x {
+        *x = &x[..length]; // For the compiler to know.
+    }
+    let mut sums = [[s.splat(0.0); SUMS]; T];
+    let whole = length / SUMS * SUMS;
+    for k in (0..whole).step_by(SUMS) {
+        for i in 0..SUMS {
+            let column = columns.column(s, k + i);
+            for (sums, x) in sums.iter_mut().zip(x) {
+                sums[i] = column.mul_add(s.splat(x[k + i]), sums[i]);
             }
         }
-        return sums;
     }
-    let mut sums = [zero; SUMS];
-    let (steps, rest) = x[0].as_chunks::<SUMS>();
-    for (n, x) in steps.iter().enumerate() {
-        for i in 0..SUMS {
-            sums[i] = columns.column(s, n * SUMS + i).mul_add(s.splat(x[i]), sums[i]);
+    for k in whole..length {
+        let column = columns.column(s, k);
+        for (sums, x) in sums.iter_mut().zip(x) {
+            sums[0] = column.mul_add(s.splat(x[k]), sums[0]);
         }
     }
-    for (i, &x) in rest.iter().enumerate() {
-        let k = steps.len() * SUMS + i;
-        sums[0] = columns.column(s, k).mul_add(s.splat(x), sums[0]);
-    }
-    [(sums[0] + sums[1]) + (sums[2] + sums[3]); T]
+    sums.map(|sums| {
+        let (halves, rest) = sums.as_chunks::<2>();
+        let pairs = halves.iter().map(|[a, b]| *a + *b).chain(rest.iter().copied());
+        pairs.reduce(|a, b| a + b).expect("there is at least one sum")
+    })
 }
 
 #[cfg(test)]
@@ -234,10 +242,22 @@ mod tests {
                 {
                     let panels = FloatPanels::new(rows, columns, &a, precise);
                     assert_eq!(panels.panels(), rows.div_ceil(16));
-                    let mut out = vec![0.5; 5 * (rows + 1)];
-                    for panel in 0..panels.panels() {
-                        let out = &mut out[16 * panel..];
-                        panels.multiply_add(isa, panel, &x, columns + 2, pairs, out, rows + 1);
+                    let product = |way, pairs: &[(u32, u32)]| {
+                        let mut out = vec![0.5; 5 * (rows + 1)];
+                        for panel in 0..panels.panels() {
+                            let (out, step) = (&mut out[16 * panel..], columns + 2);
+                            panels.multiply_add(isa, way, panel, &x, step, pairs, out, rows + 1);
+                        }
+                        out
+                    };
+                    let (few, out) = (product(Way::Few, pairs), product(Way::Many, pairs));
+                    for (way, all) in [(Way::Few, &few), (Way::Many, &out)] {
+                        // To the bit what each pair adds alone.
+                        for pair in pairs {
+                            let place = pair.1 as usize * (rows + 1)..;
+                            let alone = product(way, &[*pair]);
+                            assert_eq!(alone[place.clone()][..rows], all[place][..rows]);
+                        }
                     }
                     let mut want = vec![0.5; 5 * (rows + 1)];
                     for &(from, to) in pairs {
@@ -249,7 +269,7 @@ mod tests {
                         }
                     }
                     let allowed = if precise { 1e-5 } else { 3e-3 } * (columns as f32).sqrt();
-                    for (got, want) in out.iter().zip(&want) {
+                    for (got, want) in few.iter().chain(&out).zip(want.iter().cycle()) {
                         assert!((got - want).abs() < allowed, "{rows}x{columns}: {got} {want}");
                     }
                 }

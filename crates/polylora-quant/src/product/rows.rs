@@ -9,8 +9,11 @@ use crate::isa::{Isa, Kernel, LANES, Lanes, Simd};
 use crate::row::blocks;
 use zerocopy::IntoBytes;
 
-/// The most tokens: with more, it pays to pack the weights into panels.
+/// The most tokens whose sums stay in registers; with more, it pays to pack the weights into panels.
 pub(super) const MOST: usize = 5;
+
+/// Tokens whose sums stay in the first cache.
+const BLOCK: usize = 32;
 
 /// How far ahead weights are asked for: a few blocks, less than a page.
 const AHEAD: usize = 2048;
@@ -30,7 +33,7 @@ pub(crate) struct Rows<'a> {
     pub(super) stride: usize,
 }
 
-/// Fills in [`Rows`], for at most [`MOST`] tokens.
+/// Fills in [`Rows`].
 pub(crate) fn multiply_rows<F: Format>(isa: Isa, rows: Rows<'_>) {
     struct Of<'a, F: Format>(&'a [F::Block], Rows<'a>);
 
@@ -39,11 +42,18 @@ pub(crate) fn multiply_rows<F: Format>(isa: Isa, rows: Rows<'_>) {
 
         #[inline(always)]
         fn run<S: Simd>(self, s: S) {
-            multiply::<S, F>(s, self.0, self.1);
+            if self.1.tokens.len() <= MOST {
+                multiply::<S, F>(s, self.0, self.1);
+            } else {
+                multiply_block::<S, F>(s, self.0, self.1);
+            }
         }
     }
 
-    isa.run(Of::<F>(blocks(rows.weights), rows));
+    let Rows { weights, x, tokens, out, stride } = rows;
+    for (tokens, out) in tokens.chunks(BLOCK).zip(out.chunks_mut(BLOCK * stride)) {
+        isa.run(Of::<F>(blocks(weights), Rows { weights, x, tokens, out, stride }));
+    }
 }
 
 #[inline(always)]
@@ -77,6 +87,36 @@ fn multiply<S: Simd, F: Format>(
         }
         for (i, sum) in sums[..tokens.len()].iter().enumerate() {
             out[i * stride + r] = sum.sum();
+        }
+    }
+}
+
+/// The same for up to [`BLOCK`] tokens, in the same order of sums.
+#[inline(always)]
+fn multiply_block<S: Simd, F: Format>(
+    s: S,
+    weights: &[F::Block],
+    Rows { x, tokens, out, stride, .. }: Rows,
+) {
+    let mut codes = Codes::ZERO;
+    for (r, row) in weights.chunks_exact(x.columns() / F::WEIGHTS).enumerate() {
+        let mut sums = [[0.0; LANES]; BLOCK];
+        for (n, blocks) in row.chunks(SLAB / F::WEIGHTS).enumerate() {
+            let bytes = blocks.as_bytes();
+            for line in (0..bytes.len()).step_by(CACHE_LINE) {
+                s.prefetch(bytes, AHEAD + line);
+            }
+            slab::decode::<S, F>(s, blocks, &mut codes);
+            let steps = (blocks.len() * F::WEIGHTS).div_ceil(STEP);
+            let mins = s.splat(0.0) - s.load(&codes.mins);
+            for (sums, &token) in sums.iter_mut().zip(tokens) {
+                let x = &x.token(token)[n];
+                let sum = s.load(&x.sums).mul_add(mins, s.load(sums));
+                *sums = dots::<S, F>(s, &codes, x, steps, sum).to_array();
+            }
+        }
+        for (i, sums) in sums[..tokens.len()].iter().enumerate() {
+            out[i * stride + r] = s.load(sums).sum();
         }
     }
 }

@@ -122,10 +122,21 @@ fn products_of_every_type_are_right_on_every_isa() {
                 let (x, quantized) = activations(isa, &values, columns);
                 let mut scratch = Scratch::default();
                 let mut out = vec![f32::NAN; rows * tokens.len()];
-                multiply(isa, ty, &weights, &x, &tokens, &mut out, &mut scratch).unwrap();
-                let what = format!("{ty} {} {rows}x{columns}", isa.name());
-                compare(&what, ty, &weights, columns, &quantized, &tokens, &out);
+                for way in [Way::Few, Way::Many] {
+                    out.fill(f32::NAN);
+                    multiply(isa, way, ty, &weights, &x, &tokens, &mut out, &mut scratch).unwrap();
+                    let what = format!("{ty} {} {rows}x{columns} {way:?}", isa.name());
+                    compare(&what, ty, &weights, columns, &quantized, &tokens, &out);
+                    // To the bit what each token gives alone.
+                    let mut alone = vec![f32::NAN; rows];
+                    for (token, out) in tokens.chunks(1).zip(out.chunks(rows)) {
+                        multiply(isa, way, ty, &weights, &x, token, &mut alone, &mut scratch)
+                            .unwrap();
+                        assert_eq!(alone, out, "{what}");
+                    }
+                }
 
+                let what = format!("{ty} {} {rows}x{columns}", isa.name());
                 out.fill(f32::NAN);
                 multiply_exact(
                     isa,
@@ -166,7 +177,8 @@ fn the_widest_codes_do_not_saturate() {
                 for tokens in [&[0, 1][..], &[2, 3], &[0, 1, 2, 3, 0, 1, 2, 3, 3]] {
                     let mut out = vec![f32::NAN; ROWS * tokens.len()];
                     let scratch = &mut Scratch::default();
-                    multiply(isa, ty, &weights, &x, tokens, &mut out, scratch).unwrap();
+                    let way = Way::of(tokens.len());
+                    multiply(isa, way, ty, &weights, &x, tokens, &mut out, scratch).unwrap();
                     let what = format!("{ty} {} {fill:#x}", isa.name());
                     compare(&what, ty, &weights, COLUMNS, &quantized, tokens, &out);
                 }
@@ -209,9 +221,9 @@ fn garbage_multiplies_to_something() {
                 let bytes = 3 * ty.row_bytes(columns).unwrap();
                 let weights: Vec<u8> = (0..bytes).map(|_| random.byte()).collect();
                 let scratch = &mut Scratch::default();
-                for count in [1, 9] {
-                    let mut out = vec![0.0; 3 * count];
-                    multiply(isa, ty, &weights, &x, &tokens[..count], &mut out, scratch).unwrap();
+                for (way, count) in [(Way::Few, 1), (Way::Few, 9), (Way::Many, 9)] {
+                    let (mut out, tokens) = (vec![0.0; 3 * count], &tokens[..count]);
+                    multiply(isa, way, ty, &weights, &x, tokens, &mut out, scratch).unwrap();
                 }
             }
         }
@@ -246,7 +258,7 @@ fn what_does_not_fit_is_an_error() {
     let (x, _) = activations(isa, &[1.0; 128], 64);
     let scratch = &mut Scratch::default();
     let mut multiply = |ty, weights: &[u8], tokens: &[u32], out: &mut [f32]| {
-        multiply(isa, ty, weights, &x, tokens, out, scratch)
+        multiply(isa, Way::of(tokens.len()), ty, weights, &x, tokens, out, scratch)
     };
     assert_eq!(multiply(GgmlType::Q8_0, &[0; 136], &[1, 0], &mut [0.0; 4]), Ok(()));
     assert_eq!(multiply(GgmlType::Q8_0, &[], &[0], &mut []), Ok(()));

@@ -2,7 +2,7 @@
 
 use super::{Event, Failure, Job, Scheduler};
 use crate::adapters::Lease;
-use polylora_engine::{Input, LoadedAdapter, Sequence, Wanted};
+use polylora_engine::{Input, LoadedAdapter, Sequence, Wanted, Way};
 use std::sync::Arc;
 
 /// Tokens that are read in one go, between two steps of the batch.
@@ -66,7 +66,7 @@ impl Scheduler {
             Pooling::Last if is_last => Wanted::Last,
             Pooling::Last => Wanted::None,
         };
-        let input = Input { sequence, tokens, adapters, logits };
+        let input = Input { sequence, tokens, adapters, logits, way: Way::Many };
         let states = match self.engine.hidden_states(&mut [input]) {
             Ok(states) => states,
             Err(error) => {

@@ -111,9 +111,9 @@ impl Served {
     }
 
     pub(crate) fn of(gguf: Gguf, options: ServerOptions) -> Result<Served, ServeError> {
-        // Answers are compared, so they are not to hang on roundings that depend on the batch.
-        let (threads, kv_type) = (NonZeroUsize::new(1), "f32".parse().unwrap());
-        let engine = EngineOptions { threads, exact: true, kv_type };
+        // Many servers run at a time.
+        let threads = NonZeroUsize::new(1);
+        let engine = EngineOptions { threads, ..EngineOptions::default() };
         let engine = Engine::new(Model::open(&gguf).unwrap().into(), &engine).unwrap();
         let server = Server::start(gguf, engine, options)?;
         let client = Client::new(format!("http://{}", server.address()));

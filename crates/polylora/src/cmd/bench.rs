@@ -2,7 +2,7 @@ use super::loaded::{EngineArgs, Loaded, Named, labels};
 use crate::source::{AdapterSource, Source};
 use crate::terminal::{self, Progress, Table, percent, rate};
 use anyhow::{Result, ensure};
-use polylora_engine::{Input, LoadedAdapter, Sequence, Wanted};
+use polylora_engine::{Input, LoadedAdapter, Sequence, Wanted, Way};
 use serde::Serialize;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -193,9 +193,9 @@ impl Test {
         let tokens: Vec<u32> = (0..self.tokens).map(|i| (i * 7919 % vocab) as u32).collect();
         let mut sequences: Vec<Sequence> =
             adapters.iter().map(|_| loaded.engine.sequence(self.tokens)).collect();
-        let at_once = match self.kind {
-            Kind::Read => self.tokens,
-            Kind::Write => 1,
+        let (at_once, way) = match self.kind {
+            Kind::Read => (self.tokens, Way::Many),
+            Kind::Write => (1, Way::Few),
         };
         let start = Instant::now();
         for tokens in tokens.chunks(at_once) {
@@ -208,6 +208,7 @@ impl Test {
                     tokens,
                     adapters,
                     logits: Wanted::Last,
+                    way,
                 })
                 .collect();
             loaded.engine.forward(&mut inputs)?;

@@ -4,7 +4,7 @@ use super::loaded::{EngineArgs, Loaded, handles, labels, read_text};
 use crate::source::{AdapterSource, Source};
 use crate::terminal::{self, Progress, Table};
 use anyhow::{Result, ensure};
-use polylora_engine::{Input, LoadedAdapter, Logits, Sequence, Wanted};
+use polylora_engine::{Input, LoadedAdapter, Logits, Sequence, Wanted, Way};
 use score::{Compared, Comparison, Estimate, compare, surprise};
 use serde::Serialize;
 use std::fmt::Write;
@@ -223,8 +223,13 @@ impl Eval {
 
 impl Side {
     fn forward(&mut self, models: &mut [Loaded], tokens: &[u32], logits: Wanted) -> Result<Logits> {
-        let input =
-            Input { sequence: &mut self.sequence, tokens, adapters: &self.adapters, logits };
+        let input = Input {
+            sequence: &mut self.sequence,
+            tokens,
+            adapters: &self.adapters,
+            logits,
+            way: Way::Many,
+        };
         Ok(models[self.model].engine.forward(&mut [input])?)
     }
 }

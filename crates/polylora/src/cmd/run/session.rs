@@ -7,7 +7,7 @@ use crate::terminal::{self, rate};
 use anyhow::{Context, Result};
 use polylora_engine::{
     ChatTemplate, Completion, CompletionOptions, Finish, Input, LoadedAdapter, Logits, Message,
-    SamplingParams, Sequence, Tokenizer, Wanted,
+    SamplingParams, Sequence, Tokenizer, Wanted, Way,
 };
 use serde::Serialize;
 use std::sync::Arc;
@@ -97,9 +97,9 @@ impl Session {
         self.tokens.truncate(tokens);
     }
 
-    fn forward(&mut self, tokens: &[u32], logits: Wanted) -> Result<Logits> {
+    fn forward(&mut self, tokens: &[u32], logits: Wanted, way: Way) -> Result<Logits> {
         let input =
-            Input { sequence: &mut self.sequence, tokens, adapters: &self.adapters, logits };
+            Input { sequence: &mut self.sequence, tokens, adapters: &self.adapters, logits, way };
         let logits = self.loaded.engine.forward(&mut [input])?;
         self.tokens.extend(tokens);
         Ok(logits)
@@ -128,9 +128,9 @@ impl Session {
             if terminal::interrupted() {
                 return Ok((known, None));
             }
-            self.forward(piece, Wanted::None)?;
+            self.forward(piece, Wanted::None, Way::Many)?;
         }
-        Ok((known, Some(self.forward(last, Wanted::Last)?)))
+        Ok((known, Some(self.forward(last, Wanted::Last, Way::Many)?)))
     }
 
     /// Answers a prompt, and hands each piece of text to `write` as soon as it is certain.
@@ -172,7 +172,7 @@ impl Session {
             if self.sequence.len() == self.sequence.context() {
                 break Some(End::ContextFull);
             }
-            logits = Some(self.forward(&[token], Wanted::Last)?);
+            logits = Some(self.forward(&[token], Wanted::Last, Way::Few)?);
         };
         let end = match (cut_short, completion.finished()) {
             (Some(end), _) => end,
