@@ -51,12 +51,14 @@ pub enum KeysError {
         error: io::Error,
     },
     /// It is not TOML of the form that is known.
-    #[error("{}: {error}", .path.display())]
+    #[error("{}, line {line}: {why}", .path.display())]
     Toml {
         /// The file.
         path: PathBuf,
-        /// What is wrong, and where.
-        error: Box<toml::de::Error>,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong there.
+        why: String,
     },
     /// A key is not as it should be.
     #[error("{}: the key {key:?} {why}", .path.display())]
@@ -74,6 +76,16 @@ pub enum KeysError {
         /// The file.
         path: PathBuf,
     },
+}
+
+impl KeysError {
+    /// Without the file's text, which the parser's own error has in it: hashes are not for the log.
+    fn toml(path: &Path, text: &str, field: Option<String>, error: &toml::de::Error) -> KeysError {
+        let before = error.span().map_or(0, |span| span.start.min(text.len()));
+        let line = 1 + text.as_bytes()[..before].iter().filter(|&&byte| byte == b'\n').count();
+        let field = field.map(|field| format!("{field}: ")).unwrap_or_default();
+        KeysError::Toml { path: path.to_owned(), line, why: format!("{field}{}", error.message()) }
+    }
 }
 
 /// The file.
@@ -102,8 +114,15 @@ impl Keys {
     pub(crate) fn open(path: &Path) -> Result<Keys, KeysError> {
         let text = std::fs::read_to_string(path)
             .map_err(|error| KeysError::Read { path: path.to_owned(), error })?;
-        let listed: Listed = toml::from_str(&text)
-            .map_err(|error| KeysError::Toml { path: path.to_owned(), error: Box::new(error) })?;
+        if is_open_to_all(path) {
+            let path = path.display();
+            tracing::warn!(%path, "all users of this machine may read the keys' hashes: chmod o-r");
+        }
+        let fault = |field, error: &_| KeysError::toml(path, &text, field, error);
+        let parser = toml::Deserializer::parse(&text).map_err(|error| fault(None, &error))?;
+        let listed: Listed = serde_path_to_error::deserialize(parser)
+            .map_err(|error| fault(Some(error.path().to_string()), error.inner()))?;
+        let nothing: [u8; 32] = Sha256::digest(b"").into();
         let (mut names, mut hashes) = (HashSet::new(), HashSet::new());
         let mut keys = Vec::with_capacity(listed.key.len());
         for entry in listed.key {
@@ -115,8 +134,13 @@ impl Keys {
             let hash = parse_hash(&entry.sha256).ok_or_else(|| {
                 fault("needs sha256 to be 64 hexadecimal digits: printf %s \"$KEY\" | sha256sum")
             })?;
-            if entry.name.is_empty() {
-                return Err(fault("needs a name: it stands in the log"));
+            if hash == nothing {
+                return Err(fault(
+                    "has the hash of no text: was the variable set that was hashed?",
+                ));
+            }
+            if entry.name.trim().is_empty() || entry.name.contains(char::is_control) {
+                return Err(fault("needs a name of one line: it stands in the log"));
             }
             if !names.insert(entry.name.clone()) {
                 return Err(fault("is there twice: names tell keys apart"));
@@ -186,9 +210,9 @@ impl Key {
     }
 
     fn is_as(&self, other: &Key) -> bool {
-        let all =
-            |key: &Key| (key.name.clone(), key.hash, key.adapters.clone(), key.admin, key.rate);
-        all(self) == all(other)
+        let Key { name, hash, adapters, admin, rate, limiter: _ } = self;
+        (name, hash, adapters, admin, rate)
+            == (&other.name, &other.hash, &other.adapters, &other.admin, &other.rate)
     }
 }
 
@@ -203,6 +227,19 @@ impl fmt::Debug for Key {
             .field("rate", rate)
             .finish_non_exhaustive()
     }
+}
+
+/// Whether everybody on this machine can read a file.
+#[cfg(unix)]
+fn is_open_to_all(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::metadata(path).is_ok_and(|file| file.permissions().mode() & 0o004 != 0)
+}
+
+/// Other systems have no such bit.
+#[cfg(not(unix))]
+fn is_open_to_all(_: &Path) -> bool {
+    false
 }
 
 fn parse_hash(text: &str) -> Option<[u8; 32]> {
@@ -236,6 +273,8 @@ fn matches(pattern: &str, text: &str) -> bool {
 mod tests {
     use super::*;
     use std::fmt::Write as _;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tracing::span;
 
     fn hex(key: &str) -> String {
         let mut text = String::new();
@@ -271,8 +310,8 @@ mod tests {
         for wrong in ["", "secret-3", &hex("secret-1")] {
             assert!(keys.check(wrong).is_none(), "{wrong}");
         }
-        let shown = format!("{keys:?}");
-        assert!(!shown.contains(&hex("secret-1")[..8]) && !shown.contains("hash"), "{shown}");
+        let shown = "Key { name: \"root\", adapters: [], admin: true, rate: None, .. }";
+        assert_eq!(format!("{root:?}"), shown);
     }
 
     #[test]
@@ -282,14 +321,97 @@ mod tests {
             assert!(error.contains(expected), "{error}");
         };
         wrong("", "no keys");
-        wrong("[[key]]\nname = \"a\"\nsha256 = \"12\"", "\"a\" needs sha256");
+        let almost = hex("k");
+        let (longer, odd) = (format!("{almost}00"), format!("{almost}0"));
+        for hash in ["", "12", &almost[1..], &longer, &odd, &almost.replace('c', "g")] {
+            let text = format!("[[key]]\nname = \"a\"\nsha256 = {hash:?}");
+            wrong(&text, "\"a\" needs sha256");
+        }
+        wrong(&entry("a", "", ""), "\"a\" has the hash of no text");
+        wrong(&format!("[[key]]\nsha256 = \"{almost}\""), "missing field `name`");
+        wrong("[[key]]\nname = \"a\"", "missing field `sha256`");
+        wrong("keys = 1", "line 1: keys: unknown field");
+        wrong(
+            &(entry("a", "k", "") + &entry("b", "l", "admim = true")),
+            "line 8: key[1].admim: unknown field",
+        );
         wrong(&entry("a", "k", "admim = true"), "admim");
-        wrong(&entry("a", "k", "requests_per_minute = 0"), "requests_per_minute");
+        wrong(&entry("a", "k", "requests_per_minute = 0"), "line 4: key[0].requests_per_minute: ");
+        wrong(&entry("a", "k", "requests_per_minute = -1"), "requests_per_minute");
+        wrong(&entry("a", "k", "adapters = \"x\""), "key[0].adapters");
         wrong(&(entry("a", "k", "") + &entry("a", "l", "")), "\"a\" is there twice");
         wrong(&(entry("a", "k", "") + &entry("b", "k", "")), "\"b\" has the hash of another");
-        wrong(&entry("", "k", ""), "needs a name");
+        for name in ["", " ", "a\nb"] {
+            wrong(&entry(name, "k", ""), "needs a name");
+        }
         let missing = Keys::open("no/such/file".as_ref()).unwrap_err().to_string();
         assert!(missing.contains("no/such/file"), "{missing}");
+    }
+
+    #[test]
+    fn no_error_shows_a_hash() {
+        let good = entry("a", "k", "");
+        for bad in [format!("{good}[[key"), format!("{good}x = 1"), good.replace("\"\n", "\n")] {
+            let error = open(&bad).unwrap_err();
+            let shown = format!("{error} {error:?}");
+            assert!(!shown.contains(&hex("k")[..8]), "{shown}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_that_all_may_read_is_warned_of() {
+        use std::os::unix::fs::PermissionsExt;
+        let file = file(&entry("a", "k", ""));
+        for (mode, warnings) in [(0o600, 0), (0o640, 0), (0o604, 1), (0o644, 1)] {
+            std::fs::set_permissions(file.path(), PermissionsExt::from_mode(mode)).unwrap();
+            let warned = Warned::default();
+            tracing::subscriber::with_default(warned.clone(), || Keys::open(file.path()).unwrap());
+            assert_eq!(warned.0.load(Ordering::Relaxed), warnings, "{mode:o}");
+        }
+    }
+
+    /// Counts warnings.
+    #[derive(Clone, Default)]
+    struct Warned(Arc<AtomicUsize>);
+
+    impl tracing::Subscriber for Warned {
+        fn enabled(&self, event: &tracing::Metadata<'_>) -> bool {
+            *event.level() == tracing::Level::WARN
+        }
+
+        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+            span::Id::from_u64(1)
+        }
+
+        fn event(&self, _: &tracing::Event<'_>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+
+        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+        fn enter(&self, _: &span::Id) {}
+        fn exit(&self, _: &span::Id) {}
+    }
+
+    #[test]
+    fn every_key_is_found_wherever_it_stands() {
+        let names: Vec<String> = (0..9).map(|number| format!("key-{number}")).collect();
+        let text: String = names.iter().map(|name| entry(name, name, "")).collect();
+        let keys = open(&text).unwrap();
+        for name in &names {
+            assert_eq!(keys.check(name).unwrap().name(), name);
+        }
+        let hash = hex("key-0");
+        // Of another hash in one bit of any byte it is not the key.
+        for at in 0..32 {
+            let byte = u8::from_str_radix(&hash[2 * at..][..2], 16).unwrap() ^ 1;
+            let other = format!("{}{byte:02x}{}", &hash[..2 * at], &hash[2 * at + 2..]);
+            let keys = open(&entry("a", "key-0", "").replace(&hash, &other)).unwrap();
+            assert!(keys.check("key-0").is_none(), "byte {at}");
+        }
+        let upper = open(&entry("a", "key-0", "").replace(&hash, &hash.to_uppercase())).unwrap();
+        assert!(upper.check("key-0").is_some());
     }
 
     #[test]
@@ -303,8 +425,16 @@ mod tests {
         assert!(wait > Duration::from_secs(20) && wait <= Duration::from_secs(30), "{wait:?}");
         let same = keys.reread(file.path()).unwrap().check("k").unwrap();
         assert!(same.take().is_err());
-        std::fs::write(file.path(), limited("b")).unwrap();
-        assert!(keys.reread(file.path()).unwrap().check("k").unwrap().take().is_ok());
+        for changed in [
+            limited("b"),
+            limited("a").replace("= 2", "= 3"),
+            limited("a") + "admin = true",
+            limited("a") + "adapters = [\"x\"]",
+        ] {
+            std::fs::write(file.path(), &changed).unwrap();
+            let other = keys.reread(file.path()).unwrap().check("k").unwrap();
+            assert!(other.take().is_ok(), "a key that is not as before begins anew: {changed}");
+        }
         std::fs::write(file.path(), "nonsense").unwrap();
         assert!(keys.reread(file.path()).is_err());
     }
