@@ -216,6 +216,8 @@ pub struct Row {
     completion: Completion,
     /// Tokens to read in one step at most.
     read_at_most: usize,
+    /// How what is written goes through products.
+    write_as: Way,
     /// How many of the likeliest tokens are wanted beside each of the prompt; none: no scores.
     score_prompt: Option<usize>,
     /// Of the prompt's tokens after the first.
@@ -243,6 +245,7 @@ impl Row {
             adapters,
             completion,
             read_at_most: READ_AT_ONCE,
+            write_as: Way::Few,
             score_prompt: None,
             prompt_scores: Vec::new(),
             text: String::new(),
@@ -316,6 +319,13 @@ impl Row {
         self.read_at_most = tokens;
     }
 
+    /// Says how the tokens that are written go through products: as few, unless this says otherwise,
+    /// which is the faster for up to some four rows. An answer is the same, to the bit, beside any
+    /// others; not the same both ways.
+    pub fn write_as(&mut self, way: Way) {
+        self.write_as = way;
+    }
+
     /// Puts another sequence in the place of the row's, which is returned. What it does not hold
     /// of the row's tokens is read again: the answer goes on as if nothing had happened.
     ///
@@ -337,7 +347,7 @@ impl Row {
 
     /// How the next tokens go through products.
     fn way(&self) -> Way {
-        if self.sequence.len() < self.prompt_tokens { Way::Many } else { Way::Few }
+        if self.sequence.len() < self.prompt_tokens { Way::Many } else { self.write_as }
     }
 
     /// Which logits of the next step are wanted.

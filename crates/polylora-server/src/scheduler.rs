@@ -23,7 +23,7 @@ use embedding::Embedding;
 use fair::Accounts;
 use polylora_engine::{
     Completion, CompletionOptions, Engine, Finish, LoadedAdapter, PAGE, PrefixCache, Row, Scored,
-    Tokenizer,
+    Tokenizer, Way,
 };
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -622,6 +622,9 @@ impl Scheduler {
                 let tokens = prompt.len();
                 job.span.in_scope(|| tracing::debug!(tokens, cached, "begun"));
                 let mut row = Row::new(sequence, prompt, adapters, completion);
+                // One way for all, so that an answer is what it would be alone: the one for many,
+                // as a batch is many, and prompts are read in the same steps.
+                row.write_as(Way::Many);
                 if let Some(top) = score_prompt {
                     row.score_prompt(top);
                 }

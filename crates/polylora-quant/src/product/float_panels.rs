@@ -202,6 +202,16 @@ pub(crate) fn sixteen<S: Simd, const T: usize, const SUMS: usize>(
     for x in &mut x {
         *x = &x[..length]; // For the compiler to know.
     }
+    if SUMS == 1 {
+        let mut sums = [s.splat(0.0); T];
+        for k in 0..length {
+            let column = columns.column(s, k);
+            for (sum, x) in sums.iter_mut().zip(x) {
+                *sum = column.mul_add(s.splat(x[k]), *sum);
+            }
+        }
+        return sums;
+    }
     let mut sums = [[s.splat(0.0); SUMS]; T];
     let whole = length / SUMS * SUMS;
     for k in (0..whole).step_by(SUMS) {

@@ -99,8 +99,9 @@ fn multiply_block<S: Simd, F: Format>(
     Rows { x, tokens, out, stride, .. }: Rows,
 ) {
     let mut codes = Codes::ZERO;
+    let mut sums = [[0.0; LANES]; BLOCK];
     for (r, row) in weights.chunks_exact(x.columns() / F::WEIGHTS).enumerate() {
-        let mut sums = [[0.0; LANES]; BLOCK];
+        sums[..tokens.len()].fill([0.0; LANES]);
         for (n, blocks) in row.chunks(SLAB / F::WEIGHTS).enumerate() {
             let bytes = blocks.as_bytes();
             for line in (0..bytes.len()).step_by(CACHE_LINE) {
@@ -109,15 +110,57 @@ fn multiply_block<S: Simd, F: Format>(
             slab::decode::<S, F>(s, blocks, &mut codes);
             let steps = (blocks.len() * F::WEIGHTS).div_ceil(STEP);
             let mins = s.splat(0.0) - s.load(&codes.mins);
-            for (sums, &token) in sums.iter_mut().zip(tokens) {
-                let x = &x.token(token)[n];
-                let sum = s.load(&x.sums).mul_add(mins, s.load(sums));
-                *sums = dots::<S, F>(s, &codes, x, steps, sum).to_array();
+            let (fours, ones) = tokens.as_chunks::<4>();
+            let (sums_of_fours, sums_of_ones) = sums.as_chunks_mut::<4>();
+            for (tokens, sums) in fours.iter().zip(sums_of_fours.iter_mut()) {
+                let x = tokens.map(|token| &x.token(token)[n]);
+                some::<S, F, 4>(s, &codes, x, steps, mins, sums);
+            }
+            let rest = sums_of_fours[fours.len()..].as_flattened_mut().iter_mut();
+            for (token, sums) in ones.iter().zip(rest.chain(sums_of_ones)) {
+                let x = [&x.token(*token)[n]];
+                some::<S, F, 1>(s, &codes, x, steps, mins, std::array::from_mut(sums));
             }
         }
         for (i, sums) in sums[..tokens.len()].iter().enumerate() {
             out[i * stride + r] = s.load(sums).sum();
         }
+    }
+}
+
+/// Adds to the sums of `T` tokens the products of a slab, as [`dots`] does for one.
+#[inline(always)]
+fn some<S: Simd, F: Format, const T: usize>(
+    s: S,
+    codes: &Codes,
+    x: [&Slab; T],
+    steps: usize,
+    mins: S::F32,
+    sums: &mut [[f32; LANES]; T],
+) {
+    let (weights, _) = codes.codes.as_bytes().as_chunks::<STEP>();
+    let (scales, _) = codes.scales.as_chunks::<{ STEP / GROUP }>();
+    let mut x_codes: [&[[i8; STEP]]; T] = [&[]; T];
+    let mut x_scales: [&[[f32; 2]]; T] = [&[]; T];
+    let mut totals = [s.splat(0.0); T];
+    for t in 0..T {
+        (x_codes[t], x_scales[t]) = (x[t].codes.as_chunks().0, x[t].scales.as_chunks().0);
+        totals[t] = s.load(&x[t].sums).mul_add(mins, s.load(&sums[t]));
+    }
+    for step in 0..steps.min(SLAB / STEP) {
+        let scale = s.by_four(&scales[step]);
+        for t in 0..T {
+            let dot = if CodesOf::<S, F>::SIGNED {
+                s.dot::<true>(&weights[step], &x_codes[t][step])
+            } else {
+                s.dot::<false>(&weights[step], &x_codes[t][step])
+            };
+            let [low, high] = x_scales[t][step];
+            totals[t] = (dot * scale).mul_add(s.by_eight(low, high), totals[t]);
+        }
+    }
+    for t in 0..T {
+        sums[t] = totals[t].to_array();
     }
 }
 
