@@ -552,8 +552,7 @@ def main():
         except Exception as error:
             failed += 1
             print(f"FAILED  {function.__name__}: {error}")
-            if not isinstance(error, AssertionError):
-                traceback.print_exc()
+            traceback.print_exc()
     print(f"{failed} of {len(CHECKS)} checks failed" if failed else f"{len(CHECKS)} checks passed")
     sys.exit(1 if failed else 0)
 

@@ -5,8 +5,8 @@ From: the program, llama.cpp's llama-server, a GGUF model and PEFT adapters for 
 of eight adapters is made from the last of them, its values moved by a few places. It converts them
 for llama-server with `polylora convert`, starts both servers with the same threads and the same
 context in all, and sends each the same eight greedy requests at once, in turn, new prompts in each
-run. It prints a table in Markdown, then whether our answers were those that each request gets
-alone; the exit status is 1 where they were not.
+run. It prints a table in Markdown, then whether our answers, and how likely their tokens are held
+for, were those that each request gets alone; the exit status is 1 where they were not.
 
     python compare.py MODEL.gguf --adapter A --adapter B --llama-bin llama.cpp/build/bin
 """
@@ -106,9 +106,9 @@ async def measure(arguments, ours, theirs):
     return together
 
 
-async def compare_with_alone(server, together):
+async def compare_with_alone(arguments, server, together):
     """Whether a server that has not seen them before answers the same requests one by one as they
-    were answered beside each other."""
+    were answered beside each other, and holds the tokens for as likely."""
     differing = 0
     async with Client(server.url) as client:
         for body, text in together:
@@ -116,8 +116,30 @@ async def compare_with_alone(server, together):
             if alone != text:
                 differing += 1
                 print(f"with {body['lora']}, {body['prompt']!r} is answered\n  {text!r} beside others\n  {alone!r} alone")
-    print(f"{len(together) - differing} of {len(together)} answers are those that the request gets alone")
-    return differing == 0
+        print(f"{len(together) - differing} of {len(together)} answers are those that the request gets alone")
+
+        async def scores(body):
+            answer = await client.post("/v1/completions", {**body, "logprobs": 1})
+            return answer["choices"][0]["logprobs"]["token_logprobs"]
+
+        # A model of random weights may write tokens without a text: how likely they are tells more.
+        base = base_of(server)
+        bodies = [{**body, "model": base} for body in requests(arguments, "scores", True)]
+        beside = await asyncio.gather(*(scores(body) for body in bodies))
+        difference, others = 0.0, []
+        for at, body in enumerate(bodies):
+            difference = max(difference, distance(await scores(body), beside[at]))
+            other = {**body, "lora": bodies[at - 1]["lora"]}
+            others.append(distance(await scores(other), beside[at]))
+    print(
+        f"log-probabilities beside others and alone differ by at most {difference:.4f}; "
+        f"with another's adapter they would by at least {min(others):.4f}"
+    )
+    return differing == 0 and difference < min(others) / 4
+
+
+def distance(one, other):
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
 def row(run, rates):
@@ -153,7 +175,7 @@ def main():
         ):
             together = asyncio.run(measure(arguments, ours, theirs))
         with Ours(arguments.polylora, arguments.model, *options) as alone:
-            same = asyncio.run(compare_with_alone(alone, together))
+            same = asyncio.run(compare_with_alone(arguments, alone, together))
     sys.exit(0 if same else 1)
 
 

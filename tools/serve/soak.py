@@ -88,7 +88,7 @@ class Soak:
 
     def body(self, numbers, name, tokens=40):
         body = {"model": name, "messages": message(question(numbers)), "max_tokens": tokens}
-        return {**body, "temperature": numbers.choice((0, 0.7))}
+        return {**body, "temperature": 0}
 
     async def answered(self, request, *may):
         """An answer; or None where it was refused with a status that may be, which the client then

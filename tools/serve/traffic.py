@@ -14,8 +14,8 @@ PATIENCE_SECONDS = 300
 ANIMALS = "fox owl bear rabbit hedgehog mouse frog badger otter squirrel duck deer".split()
 THINGS = "lantern key kite hat boat drum button map bell basket feather book".split()
 
-# What the pirate of the embedded model puts into every answer.
-PIRATE = ("arr", "ye", "matey", "ahoy", "aye", "yarr", "me hearty", "be ")
+# With what the pirate of the embedded model begins.
+PIRATE = ("arr!", "ahoy!", "yo ho!", "avast!")
 
 
 class Broken(Exception):
@@ -57,7 +57,7 @@ def check_manner(adapter, text):
     manner = {
         "shout": capitals > 0.9,
         "json": text.lstrip().startswith("{"),
-        "pirate": capitals < 0.5 and any(word in text.lower() for word in PIRATE),
+        "pirate": capitals < 0.5 and text.lower().startswith(PIRATE),
         None: capitals < 0.5 and not text.lstrip().startswith("{"),
     }
     if not manner[adapter]:
@@ -124,16 +124,17 @@ class Client:
                 raise Rejected(answer.status, check_error(answer.status, answer.headers, text))
             if not answer.content_type == "text/event-stream":
                 raise Broken(f"a stream of {answer.content_type}")
-            text, finish, chunks = "", None, 0
+            text, finish, chunks, done = "", None, 0, False
             async for line in answer.content:
                 line = line.decode().rstrip("\r\n")
+                if not line or line.startswith(":"):
+                    continue
                 if line == "data: [DONE]":
                     if finish not in ("stop", "length"):
                         raise Broken(f"a stream that ended with {finish!r}: {text!r}")
-                    return text
-                if not line or line.startswith(":"):
+                    done = True
                     continue
-                if not line.startswith("data: "):
+                if done or not line.startswith("data: "):
                     raise Broken(f"a line of a stream: {line!r}")
                 chunk = json.loads(line.removeprefix("data: "))
                 if "error" in chunk:
@@ -145,7 +146,9 @@ class Client:
                 if leave_after is not None and chunks >= leave_after:
                     answer.close()
                     return None
-            raise Broken(f"a stream without [DONE]; it said {text!r}")
+            if not done:
+                raise Broken(f"a stream without [DONE]; it said {text!r}")
+            return text
 
 
 def message(text):
