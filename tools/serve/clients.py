@@ -402,7 +402,6 @@ def refuses_what_cannot_be_meant(t):
         {"top_logprobs": 3},
         {"logprobs": True, "top_logprobs": 50},
         {"messages": []},
-        {"messages": [{"role": "emperor", "content": "Hi"}]},
         {"messages": [{"content": "Hi"}]},
         {"messages": "Hi"},
         {"messages": user(17)},

@@ -79,7 +79,7 @@ class Soak:
                 self.fail(what, f"refused: {rejection}")
             except (Broken, AssertionError) as broken:
                 self.fail(what, broken)
-            except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+            except (aiohttp.ClientError, OSError) as error:
                 self.fail(what, f"{type(error).__name__}: {error}")
             except Exception:
                 self.fail(what, traceback.format_exc())
@@ -256,6 +256,26 @@ class Soak:
     async def slow_body(self, numbers, _at):
         body = json.dumps(self.body(numbers, "json-1", 8)).encode()
         return await self.slow(post("/v1/chat/completions", body, KEYS["user"]), numbers, True)
+
+    async def silent(self, numbers, _at):
+        """Begins a request, or not even that, and says no more."""
+        reader, writer = await asyncio.open_connection(*self.address)
+        try:
+            writer.write(numbers.choice([b"", b"P", b"PRI * HTTP/2.0\r\n", b"GET /health", b"GET /health HTTP/1.1\r\n"]))
+            begin = time.monotonic()
+            while not self.over():
+                assert time.monotonic() - begin < SLOW_SECONDS, f"still open after {SLOW_SECONDS} s of silence"
+                try:
+                    async with asyncio.timeout(5):
+                        if not await reader.read(4096):
+                            return "cut off"
+                except ConnectionError:
+                    return "cut off"
+                except TimeoutError:
+                    continue
+            return "not ended"
+        finally:
+            writer.close()
 
     async def never_reads(self, numbers, _at):
         body = {**self.body(numbers, numbers.choice(list(self.adapters)), 450), "stream": True, "ignore_eos": True}
@@ -438,7 +458,7 @@ class Soak:
             actors = [(actor, at) for actor, count in (
                 (self.plain, 8), (self.streamed, 8), (self.several, 2), (self.shaped, 2), (self.leaves_a_stream, 4),
                 (self.leaves_before_the_answer, 4), (self.malformed, 2), (self.no_http, 1), (self.oversized, 1),
-                (self.elsewhere, 1), (self.slow_headers, 3), (self.slow_body, 3), (self.never_reads, 4),
+                (self.elsewhere, 1), (self.slow_headers, 3), (self.slow_body, 3), (self.silent, 3), (self.never_reads, 4),
                 (self.idle_burst, 1), (self.exchanges, 2), (self.climbs, 1), (self.changes_the_folder, 1),
                 (self.hangs_up, 1), (self.wrong_keys, 1), (self.rated, 1), (self.operator, 1),
             ) for at in range(count)]
