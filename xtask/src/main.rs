@@ -5,6 +5,7 @@ mod bench;
 mod bench_run;
 mod python;
 mod real_model;
+mod serve_clients;
 mod tidy;
 
 use anyhow::{Context, Result};
@@ -39,6 +40,8 @@ enum Command {
     RealModel(real_model::RealModel),
     /// Build the Python package, install it in an environment of its own, and test it there
     Python,
+    /// Try `polylora serve` with the official `openai` Python client and `litellm`
+    ServeClients,
 }
 
 fn main() -> Result<()> {
@@ -54,6 +57,7 @@ fn main() -> Result<()> {
         Command::BenchRun(command) => command.run(),
         Command::RealModel(command) => command.run(&root()),
         Command::Python => python::check(&root()),
+        Command::ServeClients => serve_clients::check(&root()),
     }
 }
 
@@ -82,7 +86,8 @@ fn make_model(dir: &Path) -> Result<Model> {
         adapter: dir.join("random-rank16"),
     };
     if !model.f16.exists() {
-        TINY_LLAMA.write_f16(&model.f16)?;
+        // With a vocabulary, so that it can also be asked over HTTP.
+        TINY_LLAMA.write_f16_with_vocabulary(&model.f16)?;
     }
     if !model.q4_k_m.exists() {
         quantize_file(&model.f16, &model.q4_k_m, &"Q4_K_M".parse()?)?;

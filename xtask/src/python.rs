@@ -36,17 +36,19 @@ pub(crate) fn check(root: &Path) -> Result<()> {
 }
 
 /// An environment for Python packages.
-struct Environment(PathBuf);
+pub(crate) struct Environment(PathBuf);
 
 impl Environment {
-    fn make(folder: &Path) -> Result<Environment> {
+    /// Makes what of it is not there yet.
+    pub(crate) fn make(folder: &Path) -> Result<Environment> {
         if !folder.join("bin/python").exists() {
             run(Command::new("python3").args(["-m", "venv"]).arg(folder))?;
         }
         Ok(Environment(folder.to_owned()))
     }
 
-    fn python(&self, package: &Path, arguments: &[&str]) -> Result<()> {
+    /// Its Python, in a folder.
+    pub(crate) fn python(&self, package: &Path, arguments: &[&str]) -> Result<()> {
         self.run("python", package, arguments, &[])
     }
 
