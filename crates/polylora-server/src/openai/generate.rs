@@ -136,6 +136,15 @@ impl Manner {
             // Answers to one prompt differ.
             seed: self.seed.map(|seed| (seed as u64).wrapping_add(answer as u64)),
         };
+        // OpenAI's bounds; beyond them answers are no language any more.
+        for (name, penalty) in [
+            ("presence_penalty", params.presence_penalty),
+            ("frequency_penalty", params.frequency_penalty),
+        ] {
+            if !(-2.0..=2.0).contains(&penalty) {
+                return Err(ApiError::bad_param(name, "It must be -2 to 2."));
+            }
+        }
         // A sampler knows what cannot be meant.
         Sampler::new(params.clone(), base.vocab_size)
             .map_err(|error| ApiError::bad(error.to_string()))?;
@@ -218,8 +227,8 @@ pub(super) fn check_length(
     }
     if tokens >= context {
         let message = format!(
-            "This server's context is {context} tokens, and the prompt has {tokens}: nothing is \
-             left for an answer."
+            "This model's maximum context length is {context} tokens here, and the prompt has \
+             {tokens}: nothing is left for an answer."
         );
         return Err(ApiError::bad_param(param, message).code("context_length_exceeded"));
     }
