@@ -173,6 +173,9 @@ impl Manner {
         wish: Wish,
         shape: Shape<'_>,
     ) -> Result<(Vec<Job>, Events), ApiError> {
+        if self.stream_options.is_some() && !self.stream {
+            return Err(ApiError::bad_param("stream_options", "It goes with `stream`: true."));
+        }
         let (events, receiver) = unbounded_channel();
         let count = self.count()?;
         let mut jobs = Vec::with_capacity(prompts.len() * count);
