@@ -26,6 +26,7 @@ mod ops;
 mod page;
 mod routes;
 mod scheduler;
+mod signals;
 mod tool_calls;
 mod vllm;
 
@@ -38,6 +39,7 @@ use polylora_adapter::AdapterSpec;
 use polylora_engine::{ChatError, ChatTemplate, Engine, PAGE, Tokenizer, TokenizerError};
 use polylora_file::Gguf;
 use scheduler::{Handle, Limits, Pooling};
+use signals::Hangups;
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -133,6 +135,9 @@ pub enum ServeError {
         /// What is wrong.
         error: io::Error,
     },
+    /// Signals cannot be received.
+    #[error("cannot receive signals: {0}")]
+    Signals(#[source] io::Error),
     /// A thread cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(#[source] io::Error),
@@ -153,14 +158,18 @@ pub fn serve(
     ready: impl FnOnce(SocketAddr),
 ) -> Result<(), ServeError> {
     let server = Server::start(gguf, engine, options)?;
+    let context = server.runtime.enter();
+    // Before anybody knows that the server is there: a signal that comes before is the process's end.
+    let (mut told, hangups) = signals::listen().map_err(ServeError::Signals)?;
+    drop(context);
     ready(server.address());
-    let (stop, keep_up) = (Arc::clone(&server.stop), keep_up(Arc::clone(&server.app)));
+    let (stop, keep_up) = (Arc::clone(&server.stop), keep_up(Arc::clone(&server.app), hangups));
     let signals = server.runtime.spawn(async move {
         let keep_up = tokio::spawn(keep_up);
-        until_told().await;
+        told.recv().await;
         keep_up.abort();
         stop.notify_one();
-        until_told().await;
+        told.recv().await;
         tracing::warn!("stopping at once");
         std::process::exit(ENDED_BY_SIGNAL);
     });
@@ -310,26 +319,6 @@ async fn listen(app: Arc<App>, bound: (Listener, Option<Listener>), stop: Arc<No
     }
 }
 
-/// Until the process is told to stop.
-async fn until_told() {
-    let interrupt = tokio::signal::ctrl_c();
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        let Ok(mut terminate) = signal(SignalKind::terminate()) else {
-            // Without signals there is only the one.
-            let _ = interrupt.await;
-            return;
-        };
-        tokio::select! {
-            _ = interrupt => {}
-            _ = terminate.recv() => {}
-        }
-    }
-    #[cfg(not(unix))]
-    let _ = interrupt.await;
-}
-
 /// Looks for new adapters from time to time.
 async fn rescan(app: Arc<App>) {
     let mut tick = tokio::time::interval(RESCAN);
@@ -342,22 +331,15 @@ async fn rescan(app: Arc<App>) {
 }
 
 /// On SIGHUP reads keys and the folder of adapters again.
-async fn keep_up(app: Arc<App>) {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
-        while hangup.recv().await.is_some() {
-            let app = Arc::clone(&app);
-            let look = move || {
-                app.reread_keys();
-                app.adapters.rescan();
-            };
-            let _ = tokio::task::spawn_blocking(look).await;
-        }
+async fn keep_up(app: Arc<App>, mut hangups: Hangups) {
+    while hangups.recv().await.is_some() {
+        let app = Arc::clone(&app);
+        let look = move || {
+            app.reread_keys();
+            app.adapters.rescan();
+        };
+        let _ = tokio::task::spawn_blocking(look).await;
     }
-    #[cfg(not(unix))]
-    drop(app);
 }
 
 impl App {
@@ -366,9 +348,11 @@ impl App {
         let (Some(old), Some(path)) = (self.keys(), &self.keys_file) else { return };
         match old.reread(path) {
             Ok(keys) => {
-                tracing::info!("keys read again");
                 let mut slot = self.keys.write().unwrap_or_else(|poisoned| poisoned.into_inner());
                 *slot = Some(Arc::new(keys));
+                drop(slot);
+                // Only now: who reads this may count on the new ones.
+                tracing::info!("keys read again");
             }
             Err(error) => tracing::error!(%error, "the old keys stay"),
         }

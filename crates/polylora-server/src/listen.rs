@@ -22,6 +22,10 @@ const HEADERS: Duration = Duration::from_secs(30);
 /// How long a client may leave what it is sent unread.
 const UNREAD: Duration = Duration::from_secs(30);
 
+/// Bytes of headers that are taken, and of an answer that are held for a client that reads slowly:
+/// of all connections at once it is to be little.
+const BUFFER: usize = 64 << 10;
+
 /// How long to wait where no connection can be taken, for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -75,7 +79,7 @@ impl Listener {
     pub(crate) async fn serve(self, router: Router, shutdown: impl Future<Output = ()>) {
         let Listener { listener, most, open, .. } = self;
         let mut server = Builder::new(TokioExecutor::new());
-        server.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS);
+        server.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS).max_buf_size(BUFFER);
         server.http2().timer(TokioTimer::new()).keep_alive_interval(HEADERS);
         let graceful = GracefulShutdown::new();
         let mut shutdown = pin!(shutdown);
