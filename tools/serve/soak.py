@@ -41,9 +41,9 @@ MANNERS = ("shout", "pirate", "json")
 OF_EACH = 6
 KEYS = {name: f"sk-{name}" for name in ("admin", "user", "rated", "other")}
 MAX_QUEUE = 64
-MAX_CONNECTIONS = 4000
+MAX_CONNECTIONS = 12_000
 # Open at once, beside the traffic, without saying anything.
-IDLE = 3000
+IDLE = 10_000
 HEALTH_SECONDS = 5
 # A client that says nothing, or too slowly, is not waited for longer.
 SLOW_SECONDS = 180

@@ -30,6 +30,7 @@ pub(crate) fn check(root: &Path) -> Result<()> {
     run(Command::new(&polylora).args(["demo", "--write"]).arg(&valley).stdout(Stdio::null()))?;
 
     let mut serve = Command::new(&polylora);
+    serve.env("RUST_LOG", "warn");
     serve.arg("serve").arg(valley.join("valley-q4_k_m.gguf")).args(["--port", "0"]);
     for adapter in ["shout", "pirate", "json"] {
         serve.arg("--adapter").arg(valley.join(adapter));
