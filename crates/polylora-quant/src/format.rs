@@ -5,7 +5,7 @@
 //! [`Format::decode`], which turns a block into [`Codes`]; [`Encode`] is the way back. Rows,
 //! sizes and tests follow from these.
 
-use crate::isa::{Isa, Simd};
+use crate::isa::{Isa, Simd, half_to_single};
 use crate::product::{panels, rows, rows::Rows};
 use crate::row;
 use std::fmt;
@@ -96,7 +96,7 @@ pub trait Float: 'static {
     type Bits: FromBytes + IntoBytes + Immutable + KnownLayout + Unaligned;
 
     /// Exactly.
-    fn widen(bits: &[Self::Bits], out: &mut [f32]);
+    fn widen<S: Simd>(s: S, bits: &[Self::Bits], out: &mut [f32]);
     /// To the nearest, ties to even.
     fn narrow(weights: &[f32], out: &mut [Self::Bits]);
 }
@@ -117,20 +117,15 @@ pub struct Half(U16);
 
 impl Half {
     /// Exactly.
-    ///
-    /// By arithmetic: the `half` crate asks the CPU at each call, which costs more than it saves.
     #[inline(always)]
     pub fn get(self) -> f32 {
-        let bits = u32::from(self.0.get());
-        let sign = (bits & 0x8000) << 16;
-        // Exponent and mantissa, moved to where a single has them.
-        let rest = (bits & 0x7fff) << 13;
-        // A half's exponent is biased by 15, a single's by 127; infinity must stay the highest.
-        let normal = f32::from_bits(rest + (224 << 23)) * f32::from_bits(15 << 23);
-        // The mantissa of a subnormal counts from 2^-24: below a half, single precision does too.
-        let subnormal = f32::from_bits((rest >> 13) + (126 << 23)) - 0.5;
-        let value = if rest < 1 << 23 { subnormal } else { normal };
-        f32::from_bits(value.to_bits() | sign)
+        half_to_single(self.0.get())
+    }
+
+    /// The same, with the instruction for it where there is one.
+    #[inline(always)]
+    pub fn widen<S: Simd>(self, s: S) -> f32 {
+        s.widen(self.0.get())
     }
 
     /// To the nearest, ties to even.
@@ -406,12 +401,26 @@ fn names() -> String {
 mod tests {
     use super::*;
 
+    struct Widen(Half);
+
+    impl crate::isa::Kernel for Widen {
+        type Output = f32;
+
+        fn run<S: Simd>(self, s: S) -> f32 {
+            self.0.widen(s)
+        }
+    }
+
     #[test]
     fn every_half_is_widened_exactly() {
         for bits in 0..=u16::MAX {
             let want = half::f16::from_bits(bits).to_f32();
-            let got = Half(U16::new(bits)).get();
-            assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{bits:#x}");
+            let half = Half(U16::new(bits));
+            let of_isas = Isa::available().into_iter().map(|isa| isa.run(Widen(half)));
+            for got in of_isas.chain([half.get()]) {
+                let same = got.to_bits() == want.to_bits();
+                assert!(same || got.is_nan() && want.is_nan(), "{bits:#x}: {got}");
+            }
         }
     }
 }

@@ -31,6 +31,23 @@ pub fn nearest_int(x: f32) -> i32 {
     ((x + NEAREST).to_bits() as i32 & MANTISSA) - MANTISSA_OF_NEAREST
 }
 
+/// The value of a half, exactly.
+///
+/// By arithmetic: the `half` crate asks the CPU at each call, which costs more than it saves.
+#[inline(always)]
+pub(crate) fn half_to_single(bits: u16) -> f32 {
+    let bits = u32::from(bits);
+    let sign = (bits & 0x8000) << 16;
+    // Exponent and mantissa, moved to where a single has them.
+    let rest = (bits & 0x7fff) << 13;
+    // A half's exponent is biased by 15, a single's by 127; infinity must stay the highest.
+    let normal = f32::from_bits(rest + (224 << 23)) * f32::from_bits(15 << 23);
+    // The mantissa of a subnormal counts from 2^-24: below a half, single precision does too.
+    let subnormal = f32::from_bits((rest >> 13) + (126 << 23)) - 0.5;
+    let value = if rest < 1 << 23 { subnormal } else { normal };
+    f32::from_bits(value.to_bits() | sign)
+}
+
 /// Sixteen `f32` side by side; see [`Simd`].
 pub trait Lanes:
     Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
@@ -171,6 +188,11 @@ pub trait Simd: Copy {
         Self::TILE
     }
 
+    /// The value of a half, exactly.
+    #[inline(always)]
+    fn widen(self, half: u16) -> f32 {
+        half_to_single(half)
+    }
     /// The lanes from memory, in half precision.
     fn load_half(self, lanes: &[u16; LANES]) -> Self::F32;
     /// `lanes[i / 4]` in lane `i`.

@@ -257,8 +257,8 @@ pub(crate) fn widen<F: Float>(isa: Isa, bytes: &[u8], out: &mut [f32]) {
         type Output = ();
 
         #[inline(always)]
-        fn run<S: Simd>(self, _: S) {
-            F::widen(self.0, self.1);
+        fn run<S: Simd>(self, s: S) {
+            F::widen(s, self.0, self.1);
         }
     }
 

@@ -65,7 +65,7 @@ impl Header {
             c >> 4 & 0x0f0f_0f0f | high(b),
         ];
         let whole = s.load_whole(&transmute!(bytes.map(u32::to_le_bytes)));
-        let both = (s.by_eight(self.d.get(), self.dmin.get()) * whole).to_array();
+        let both = (s.by_eight(self.d.widen(s), self.dmin.widen(s)) * whole).to_array();
         let (scales, mins) = both.split_at(GROUPS);
         out.scales[..GROUPS].copy_from_slice(scales);
         out.mins[..GROUPS].copy_from_slice(mins);

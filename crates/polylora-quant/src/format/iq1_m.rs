@@ -41,10 +41,10 @@ impl Format for IQ1M {
     const MAX_CODE: i8 = 9;
 
     #[inline(always)]
-    fn decode<S: Simd>(_: S, block: &Block, out: &mut Codes) {
+    fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
         let scales = block.scales.map(U16::get);
         let d = scales.iter().rev().fold(0, |bits, scale| bits << 4 | scale >> 12);
-        let d = Half(U16::new(d)).get();
+        let d = Half(U16::new(d)).widen(s);
         for (g, out) in out.scales.iter_mut().enumerate() {
             let scale = scales[g / 4] >> (3 * (g % 4)) & 7;
             *out = d * f32::from(2 * scale + 1) * 0.125;

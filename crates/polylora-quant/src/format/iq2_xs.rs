@@ -38,8 +38,8 @@ impl Format for IQ2XS {
     const MAX_CODE: i8 = 43;
 
     #[inline(always)]
-    fn decode<S: Simd>(_: S, block: &Block, out: &mut Codes) {
-        let d = block.d.get();
+    fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
+        let d = block.d.widen(s);
         for (g, out) in out.scales.iter_mut().enumerate() {
             let scale = block.scales[g / 2] >> (4 * (g % 2)) & 15;
             *out = d * (0.5 + f32::from(scale)) * 0.25;

@@ -47,8 +47,8 @@ impl Format for IQ2XXS {
     const MAX_CODE: i8 = 43;
 
     #[inline(always)]
-    fn decode<S: Simd>(_: S, block: &Block, out: &mut Codes) {
-        let d = block.d.get();
+    fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
+        let d = block.d.widen(s);
         let (groups, _) = out.codes.as_chunks_mut::<32>();
         for (g, (codes, group)) in groups.iter_mut().zip(&block.groups).enumerate() {
             let signs = group.signs_and_scale.get();

@@ -39,8 +39,8 @@ impl Format for IQ3S {
     const MAX_CODE: i8 = 15;
 
     #[inline(always)]
-    fn decode<S: Simd>(_: S, block: &Block, out: &mut Codes) {
-        let d = block.d.get();
+    fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
+        let d = block.d.widen(s);
         for (g, out) in out.scales[..8].iter_mut().enumerate() {
             let scale = block.scales[g / 2] >> (4 * (g % 2)) & 15;
             *out = d * f32::from(1 + 2 * scale);

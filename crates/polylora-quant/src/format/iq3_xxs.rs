@@ -39,8 +39,8 @@ impl Format for IQ3XXS {
     const MAX_CODE: i8 = 62;
 
     #[inline(always)]
-    fn decode<S: Simd>(_: S, block: &Block, out: &mut Codes) {
-        let d = block.d.get();
+    fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
+        let d = block.d.widen(s);
         let (qs, _) = block.qs.as_chunks::<8>();
         let (groups, _) = out.codes.as_chunks_mut::<32>();
         for (g, (codes, qs)) in groups.iter_mut().zip(qs).enumerate() {

@@ -31,7 +31,7 @@ impl Format for IQ4NL {
 
     #[inline(always)]
     fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
-        out.scales[0] = block.d.get();
+        out.scales[0] = block.d.widen(s);
         let (codes, _) = out.codes.as_chunks_mut();
         s.nibbles(&block.qs).look_up(&IQ4).store(&mut codes[0]);
     }

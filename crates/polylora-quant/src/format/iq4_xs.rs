@@ -39,7 +39,7 @@ impl Format for IQ4XS {
 
     #[inline(always)]
     fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
-        let d = block.d.get();
+        let d = block.d.widen(s);
         let scales_h = block.scales_h.get();
         let (qs, _) = block.qs.as_chunks::<16>();
         let (groups, _) = out.codes.as_chunks_mut::<32>();

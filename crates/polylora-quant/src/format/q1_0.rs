@@ -30,7 +30,7 @@ impl Format for Q1_0 {
 
     #[inline(always)]
     fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
-        out.scales[0] = block.d.get();
+        out.scales[0] = block.d.widen(s);
         let (runs, _) = out.codes.as_chunks_mut::<32>();
         for (run, bits) in runs.iter_mut().zip(block.qs.as_chunks::<4>().0) {
             s.one_bit_each(u32::from_le_bytes(*bits)).up(1).less(1).store(run);

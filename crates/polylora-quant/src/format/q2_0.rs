@@ -29,8 +29,8 @@ impl Format for Q2_0 {
     const MAX_CODE: i8 = 2;
 
     #[inline(always)]
-    fn decode<S: Simd>(_: S, block: &Block, out: &mut Codes) {
-        out.scales[0] = block.d.get();
+    fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
+        out.scales[0] = block.d.widen(s);
         let (runs, _) = out.codes.as_chunks_mut::<4>();
         for (run, &byte) in runs.iter_mut().zip(&block.qs) {
             *run = std::array::from_fn(|i| (byte >> (2 * i) & 3) as i8 - 1);

@@ -39,7 +39,7 @@ impl Format for Q2K {
 
     #[inline(always)]
     fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
-        let (d, dmin) = (block.d.get(), block.dmin.get());
+        let (d, dmin) = (block.d.widen(s), block.dmin.widen(s));
         let (mut scales, mut mins) = ([0; GROUPS], [0; GROUPS]);
         for (g, &byte) in block.scales.iter().enumerate() {
             (scales[g], mins[g]) = ((byte & 15) as i8, (byte >> 4) as i8);

@@ -47,7 +47,7 @@ impl Format for Q3K {
 
     #[inline(always)]
     fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
-        let d = block.d.get();
+        let d = block.d.widen(s);
         let mut scales = [0; GROUPS];
         for (g, scale) in scales.iter_mut().enumerate() {
             let low = block.scales[g % 8] >> (4 * (g / 8)) & 15;

@@ -31,7 +31,7 @@ impl Format for Q4_0 {
 
     #[inline(always)]
     fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
-        out.scales[0] = block.d.get();
+        out.scales[0] = block.d.widen(s);
         let (codes, _) = out.codes.as_chunks_mut();
         s.nibbles(&block.qs).less(8).store(&mut codes[0]);
     }

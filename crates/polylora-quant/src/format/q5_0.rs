@@ -35,7 +35,7 @@ impl Format for Q5_0 {
 
     #[inline(always)]
     fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
-        out.scales[0] = block.d.get();
+        out.scales[0] = block.d.widen(s);
         let (codes, _) = out.codes.as_chunks_mut();
         five_bits(s, &block.qs, block.qh).less(16).store(&mut codes[0]);
     }

@@ -36,8 +36,8 @@ impl Format for Q5_1 {
 
     #[inline(always)]
     fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
-        out.scales[0] = block.d.get();
-        out.mins[0] = -block.m.get();
+        out.scales[0] = block.d.widen(s);
+        out.mins[0] = -block.m.widen(s);
         let (codes, _) = out.codes.as_chunks_mut();
         five_bits(s, &block.qs, block.qh).store(&mut codes[0]);
     }

@@ -42,7 +42,7 @@ impl Format for Q6K {
 
     #[inline(always)]
     fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
-        let d = block.d.get();
+        let d = block.d.widen(s);
         out.scales = (s.splat(d) * s.load_whole(&block.scales)).to_array();
         let halves = block.ql.as_chunks::<64>().0.iter().zip(block.qh.as_chunks::<32>().0);
         for (codes, (ql, qh)) in out.codes.as_chunks_mut::<128>().0.iter_mut().zip(halves) {

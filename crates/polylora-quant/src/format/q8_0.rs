@@ -29,8 +29,8 @@ impl Format for Q8_0 {
     const MAX_CODE: i8 = i8::MAX;
 
     #[inline(always)]
-    fn decode<S: Simd>(_: S, block: &Block, out: &mut Codes) {
-        out.scales[0] = block.d.get();
+    fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
+        out.scales[0] = block.d.widen(s);
         out.codes[..32].copy_from_slice(&block.qs);
     }
 }

@@ -37,8 +37,8 @@ impl Format for TQ1_0 {
     const MAX_CODE: i8 = 1;
 
     #[inline(always)]
-    fn decode<S: Simd>(_: S, block: &Block, out: &mut Codes) {
-        out.scales[0] = block.d.get();
+    fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
+        out.scales[0] = block.d.widen(s);
         let (wide, narrow) = block.qs.split_at(32);
         let (first, rest) = out.codes.split_at_mut(5 * 32);
         let (second, third) = rest.split_at_mut(5 * 16);

@@ -32,7 +32,7 @@ impl Format for TQ2_0 {
 
     #[inline(always)]
     fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
-        out.scales[0] = block.d.get();
+        out.scales[0] = block.d.widen(s);
         let (halves, _) = block.qs.as_chunks::<32>();
         for (codes, qs) in out.codes.chunks_exact_mut(128).zip(halves) {
             let qs = s.bytes(qs);

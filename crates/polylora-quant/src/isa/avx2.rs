@@ -179,6 +179,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn widen(self, half: u16) -> f32 {
+        op!(_mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(half)))))
+    }
+
+    #[inline(always)]
     fn load_half(self, lanes: &[u16; LANES]) -> F32 {
         let (low, high) = lanes.split_at(LANES / 2);
         F32(

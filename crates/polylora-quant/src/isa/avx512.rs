@@ -158,6 +158,11 @@ impl Simd for Avx512 {
     const TILE: usize = 8;
 
     #[inline(always)]
+    fn widen(self, half: u16) -> f32 {
+        op!(_mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(half)))))
+    }
+
+    #[inline(always)]
     fn load_half(self, lanes: &[u16; LANES]) -> F32 {
         F32(op!(_mm512_cvtph_ps(_mm256_loadu_si256(lanes.as_ptr().cast()))))
     }
