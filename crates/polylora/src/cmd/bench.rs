@@ -195,7 +195,7 @@ impl Test {
             adapters.iter().map(|_| loaded.engine.sequence(self.tokens)).collect();
         let (at_once, way) = match self.kind {
             Kind::Read => (self.tokens, Way::Many),
-            Kind::Write => (1, Way::Few),
+            Kind::Write => (1, Way::of(sequences.len())),
         };
         let start = Instant::now();
         for tokens in tokens.chunks(at_once) {
