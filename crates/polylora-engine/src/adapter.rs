@@ -18,8 +18,9 @@ pub struct LoadedAdapter {
     hash: String,
     scale: f32,
     pub(crate) engine: u64,
-    /// By the number of a linear layer.
-    linears: HashMap<usize, LinearChange>,
+    /// By the number of a linear layer: looked up for every part of every product. Most are empty
+    /// where an adapter changes few.
+    linears: Vec<LinearChange>,
     /// By the number of a norm: what is added to its weight.
     norms: HashMap<usize, Vec<f32>>,
     /// In order.
@@ -103,13 +104,13 @@ impl LoadedAdapter {
             EmbeddingChange::Replace { values, .. } => values.held_bytes(),
             EmbeddingChange::ScaleColumns(factors) => floats(factors),
         };
-        self.linears.values().map(linear).sum::<usize>()
+        self.linears.iter().map(linear).sum::<usize>()
             + self.norms.values().map(|norm| floats(norm)).sum::<usize>()
             + self.embedding.iter().map(embedding).sum::<usize>()
     }
 
     pub(crate) fn linear(&self, site: usize) -> Option<&LinearChange> {
-        self.linears.get(&site)
+        self.linears.get(site)
     }
 
     pub(crate) fn norm(&self, site: usize) -> Option<&[f32]> {
@@ -128,7 +129,7 @@ impl LoadedAdapter {
             hash: adapter.hash.clone(),
             scale: adapter.scale,
             engine,
-            linears: HashMap::new(),
+            linears: Vec::new(),
             norms: HashMap::new(),
             embedding: Vec::new(),
         };
@@ -154,22 +155,29 @@ impl LoadedAdapter {
             Part::Embedding(change) => self.embedding.push(change),
             Part::Norm { site, change } => add(self.norms.entry(site).or_default(), &change),
             Part::Bias { site, change } => {
-                let linear = self.linears.entry(site).or_default();
+                let linear = self.linear_mut(site);
                 add(linear.bias.get_or_insert_default(), &change);
             }
             Part::Pair { site, pair, row_change } => {
-                let linear = self.linears.entry(site).or_default();
+                let linear = self.linear_mut(site);
                 linear.pairs.push(pair);
                 if let Some(change) = row_change {
                     add(linear.row_change.get_or_insert_default(), &change);
                 }
             }
             Part::Added { site, added, row_change } => {
-                let linear = self.linears.entry(site).or_default();
+                let linear = self.linear_mut(site);
                 linear.added.push(added);
                 add(linear.row_change.get_or_insert_default(), &row_change);
             }
         }
+    }
+
+    fn linear_mut(&mut self, site: usize) -> &mut LinearChange {
+        if self.linears.len() <= site {
+            self.linears.resize_with(site + 1, LinearChange::default);
+        }
+        &mut self.linears[site]
     }
 
     /// Changes the embedding of a token, which the caller has looked up.

@@ -5,7 +5,7 @@
 //! multiply   W x for some rows of W, then lora_b (lora_a x) added while they are in the cache
 //! ```
 
-use crate::adapter::LinearChange;
+use crate::adapter::{LinearChange, Pair};
 use crate::batch::{Batch, RowSet, within};
 use crate::model::{Activation, Linear};
 use crate::pool::{Pool, Tile, tiles};
@@ -79,28 +79,41 @@ struct Place {
 }
 
 impl Reduced {
-    /// Finds a place for every pair; experts share theirs, for a row passes one at a time.
+    /// Finds a place for every pair. Adapters that apply to no row together share theirs, and so do
+    /// experts, for a row passes one at a time.
     fn place<'a>(
         &mut self,
         batch: &Batch,
         linears: impl Iterator<Item = &'a Linear> + Clone,
-        rows: usize,
+        sets: &'a [RowSet],
     ) {
+        let rows = sets.iter().map(RowSet::len).sum();
         self.places.clear();
         self.width = 0;
+        // How much of each row is taken.
+        let mut taken = vec![0; rows];
         for (adapter, loaded) in batch.adapters.iter().enumerate() {
+            let its_rows = || {
+                let of_set = |set: &'a RowSet| {
+                    set.applied[adapter].iter().map(|&row| set.first + row as usize)
+                };
+                sets.iter().flat_map(of_set)
+            };
+            let mut end = its_rows().map(|row| taken[row]).max().unwrap_or(0);
             for linear in linears.clone() {
                 let Some(change) = loaded.linear(linear.site) else { continue };
-                let (start, first) = (self.width, self.places.len());
+                let (start, first) = (end, self.places.len());
                 for (pair, factors) in change.pairs.iter().enumerate() {
                     let expert = factors.expert;
                     let of_expert = self.places[first..].iter().filter(|p| p.expert == expert);
-                    let end = |p: &Place| p.offset + padded_rank(&change.pairs[p.pair].down);
-                    let offset = of_expert.map(end).max().unwrap_or(start);
-                    self.width = self.width.max(offset + padded_rank(&factors.down));
+                    let after = |p: &Place| p.offset + padded_rank(&change.pairs[p.pair].down);
+                    let offset = of_expert.map(after).max().unwrap_or(start);
+                    end = end.max(offset + padded_rank(&factors.down));
                     self.places.push(Place { adapter, site: linear.site, pair, expert, offset });
                 }
             }
+            its_rows().for_each(|row| taken[row] = end);
+            self.width = self.width.max(end);
         }
         self.values.clear();
         self.values.resize(rows * self.width, 0.0);
@@ -123,10 +136,8 @@ impl Reduced {
                 pairs.clear();
                 let pair = |&row: &u32| (row_of(row as usize), row - range.start as u32);
                 pairs.extend(rows.iter().map(pair));
-                for panel in 0..down.panels() {
-                    let out = &mut out[place.offset + panel * PANEL_ROWS..];
-                    down.multiply_add(context.isa, way, panel, x, *columns, pairs, out, self.width);
-                }
+                let (all, out) = (0..down.panels(), &mut out[place.offset..]);
+                down.multiply_add(context.isa, way, all, x, *columns, pairs, out, self.width);
             }
         }
     }
@@ -203,7 +214,7 @@ impl Inputs {
         let mut reduced = std::mem::take(&mut self.reduced);
         let is_routed = sets.first().is_none_or(|set| set.is_expert);
         let reducing = linears.iter().copied().filter(|linear| linear.is_stack() == is_routed);
-        reduced.place(batch, reducing, rows);
+        reduced.place(batch, reducing, sets);
         let mut reduced_values = std::mem::take(&mut reduced.values);
 
         // By the number of rows alone: how sums are taken must not depend on the threads.
@@ -257,9 +268,8 @@ impl Inputs {
         sets: &[RowSet],
     ) {
         let columns = self.columns;
-        let rows = sets.iter().map(RowSet::len).sum();
         let mut reduced = std::mem::take(&mut self.reduced);
-        reduced.place(batch, linears.iter().copied(), rows);
+        reduced.place(batch, linears.iter().copied(), sets);
         if reduced.width > 0 {
             let mut out = std::mem::take(&mut reduced.values);
             let mut rest = &mut out[..];
@@ -355,6 +365,12 @@ impl Inputs {
         out.clear();
         out.resize(set.len() * rows.len(), 0.0);
         let (isa, ty) = (context.isa, linear.tensor.ty);
+        let part = Part { linear, rows: rows.clone(), set };
+        let its_pairs = self.pairs_of(batch, &part);
+        let its_pairs = its_pairs.filter(|(place, _)| !set.applied[place.adapter].is_empty());
+        let next: Vec<&[u8]> = its_pairs
+            .map(|(_, pair)| pair.up.bytes_of(panels_in(&pair.up, pair.first_row, &rows)))
+            .collect();
         let product = &mut scratch.product;
         for (run, way) in &set.runs {
             let inputs = &set.inputs[run.clone()];
@@ -364,12 +380,11 @@ impl Inputs {
                 product::multiply_exact(isa, ty, weights, columns, x, inputs, out, product)
             } else {
                 let x = &self.activations;
-                product::multiply(isa, *way, ty, weights, x, inputs, out, product)
+                product::multiply(isa, *way, ty, weights, x, inputs, out, product, &next)
             }
             .expect("the model's tensors were checked when it was opened");
         }
-        let part = Part { linear, rows: rows.clone(), set };
-        self.add_changes(context, batch, part, scratch, out);
+        self.add_changes(context, batch, &part, scratch, out);
         if let Some(bias) = &linear.bias {
             for out in out.chunks_exact_mut(rows.len()) {
                 out.iter_mut().zip(&bias[rows.clone()]).for_each(|(out, bias)| *out += bias);
@@ -384,57 +399,65 @@ impl Inputs {
         }
     }
 
+    /// What adapters have for the weights of a part, and where their reduced inputs lie.
+    fn pairs_of<'a>(
+        &'a self,
+        batch: &'a Batch,
+        part: &Part<'a>,
+    ) -> impl Iterator<Item = (&'a Place, &'a Pair)> {
+        let (site, expert) = (part.linear.site, part.set.expert);
+        let of_part = move |place: &&Place| (place.site, place.expert) == (site, expert);
+        self.reduced.places.iter().filter(of_part).map(move |place| {
+            let change = batch.adapters[place.adapter].linear(site).expect("it has a place");
+            (place, &change.pairs[place.pair])
+        })
+    }
+
     /// What the adapters do to products that are still in the cache.
     fn add_changes(
         &self,
         context: &Context<'_>,
         batch: &Batch,
-        part: Part<'_>,
+        part: &Part<'_>,
         scratch: &mut Scratch,
         out: &mut [f32],
     ) {
-        let Part { linear, rows, set } = part;
+        let (isa, Part { linear, rows, set }) = (context.isa, part);
         let width = rows.len();
-        let changes = batch.adapters.iter().zip(&set.applied).enumerate();
-        let changes = changes.filter_map(|(number, (adapter, applied))| {
+        let changes = batch.adapters.iter().zip(&set.applied);
+        let changes = changes.filter_map(|(adapter, applied)| {
             let change = adapter.linear(linear.site).filter(|_| !applied.is_empty())?;
-            Some((number, change, applied))
+            Some((change, applied))
         });
-        let scaling = changes.clone().map(|(_, change, applied)| (change, applied));
-        scale_rows(scaling, &rows, &mut scratch.factors, out);
-        for (number, change, applied) in changes {
-            // The panels of `values` that lie in `rows`, and where in a row of `out`.
-            let panels = |values: &FloatPanels, first_row: usize| {
-                let first = rows.start.saturating_sub(first_row) / PANEL_ROWS;
-                let end = rows.end.saturating_sub(first_row).div_ceil(PANEL_ROWS);
-                let offset = move |panel: usize| first_row + panel * PANEL_ROWS - rows.start;
-                (first..end.min(values.panels())).map(move |panel| (panel, offset(panel)))
-            };
-            let pairs = &mut scratch.pairs;
-            let places = self.reduced.places.iter().filter(|place| {
-                (place.adapter, place.site, place.expert) == (number, linear.site, set.expert)
-            });
-            for place in places {
-                let pair = &change.pairs[place.pair];
-                let (x, stride) = (&self.reduced.values[place.offset..], self.reduced.width);
-                for (way, rows) in set.by_way(applied) {
-                    pairs.clear();
-                    pairs.extend(rows.iter().map(|&row| (set.first as u32 + row, row)));
-                    for (panel, at) in panels(&pair.up, pair.first_row) {
-                        let (isa, out) = (context.isa, &mut out[at..]);
-                        pair.up.multiply_add(isa, way, panel, x, stride, pairs, out, width);
-                    }
-                }
+        scale_rows(changes.clone(), rows, &mut scratch.factors, out);
+        let pairs = &mut scratch.pairs;
+        for (place, pair) in self.pairs_of(batch, part) {
+            let (x, stride) = (&self.reduced.values[place.offset..], self.reduced.width);
+            let panels = panels_in(&pair.up, pair.first_row, rows);
+            if panels.is_empty() {
+                continue;
             }
+            let at = pair.first_row + panels.start * PANEL_ROWS - rows.start;
+            for (way, applied) in set.by_way(&set.applied[place.adapter]) {
+                pairs.clear();
+                pairs.extend(applied.iter().map(|&row| (set.first as u32 + row, row)));
+                let (panels, out) = (panels.clone(), &mut out[at..]);
+                pair.up.multiply_add(isa, way, panels, x, stride, pairs, out, width);
+            }
+        }
+        for (change, applied) in changes {
             for added in &change.added {
                 let (x, stride) = (&self.values, self.columns);
-                for (way, rows) in set.by_way(applied) {
+                let panels = panels_in(&added.values, added.first_row, rows);
+                if panels.is_empty() {
+                    continue;
+                }
+                let at = added.first_row + panels.start * PANEL_ROWS - rows.start;
+                for (way, applied) in set.by_way(applied) {
                     pairs.clear();
-                    pairs.extend(rows.iter().map(|&row| (set.inputs[row as usize], row)));
-                    for (panel, at) in panels(&added.values, added.first_row) {
-                        let (isa, out) = (context.isa, &mut out[at..]);
-                        added.values.multiply_add(isa, way, panel, x, stride, pairs, out, width);
-                    }
+                    pairs.extend(applied.iter().map(|&row| (set.inputs[row as usize], row)));
+                    let (panels, out) = (panels.clone(), &mut out[at..]);
+                    added.values.multiply_add(isa, way, panels, x, stride, pairs, out, width);
                 }
             }
             if let Some(bias) = &change.bias {
@@ -445,6 +468,13 @@ impl Inputs {
             }
         }
     }
+}
+
+/// The panels of values for a layer's rows from `first_row` on that lie in `rows`.
+fn panels_in(values: &FloatPanels, first_row: usize, rows: &Range<usize>) -> Range<usize> {
+    let first = rows.start.saturating_sub(first_row) / PANEL_ROWS;
+    let end = rows.end.saturating_sub(first_row).div_ceil(PANEL_ROWS).min(values.panels());
+    first.min(end)..end
 }
 
 /// Multiplies products with what DoRA and replaced rows ask for, before anything is added.

@@ -66,7 +66,7 @@ fn product(isa: Isa, ty: GgmlType, threads: usize, tokens: usize, weights: &[u8]
         let mut scratch = Scratch::default();
         let mut out = vec![0.0; ROWS * tokens];
         for weights in part(weights, threads, thread).chunks_exact(chunk) {
-            multiply(isa, Way::of(all.len()), ty, weights, &x, &all, &mut out, &mut scratch)
+            multiply(isa, Way::of(all.len()), ty, weights, &x, &all, &mut out, &mut scratch, &[])
                 .expect("lengths fit");
             black_box(&out);
         }

@@ -190,13 +190,13 @@ impl Attend<'_> {
         let values = &self.values[(first + from) * size..(first + to) * size];
         for lane in (0..size).step_by(LANES) {
             let values = Strided { rows: values, stride: size, lane };
-            let sums = sixteen::<S, T, SUMS>(s, values, weights);
+            let sums = sixteen::<S, T, 1, SUMS>(s, [values], weights);
             for t in 0..T {
                 let gathered = &mut self.state.values[(q + t) * size..][..size][lane..];
                 match gathered.first_chunk_mut::<LANES>() {
-                    Some(gathered) => *gathered = (s.load(gathered) + sums[t]).to_array(),
+                    Some(gathered) => *gathered = (s.load(gathered) + sums[t][0]).to_array(),
                     None => {
-                        let sums = (load_some(s, gathered, 0.0) + sums[t]).to_array();
+                        let sums = (load_some(s, gathered, 0.0) + sums[t][0]).to_array();
                         gathered.copy_from_slice(&sums[..gathered.len()]);
                     }
                 }
@@ -233,9 +233,9 @@ impl Attend<'_> {
         }
         for lane in (wanted.start / LANES * LANES..wanted.end).step_by(LANES) {
             let keys = Strided { rows: self.state.keys.as_flattened(), stride: BLOCK, lane };
-            let sums = sixteen::<S, T, SUMS>(s, keys, queries);
+            let sums = sixteen::<S, T, 1, SUMS>(s, [keys], queries);
             for t in 0..T {
-                scores[t][lane..][..LANES].copy_from_slice(&sums[t].to_array());
+                scores[t][lane..][..LANES].copy_from_slice(&sums[t][0].to_array());
             }
         }
     }

@@ -57,7 +57,8 @@ pub struct Scratch {
 /// blocks.
 ///
 /// `weights` holds `rows` whole rows of `x.columns()` weights; `out` is `[tokens.len()][rows]`.
-/// `tokens` may name tokens in any order, any of them several times.
+/// `tokens` may name tokens in any order, any of them several times. `ahead` is what is needed
+/// next: [`Way::Many`], which computes more than it reads, asks for it from memory meanwhile.
 ///
 /// # Errors
 /// Where `ty` is not a type of blocks (see [`multiply_exact`]), a length does not fit, or `tokens`
@@ -72,6 +73,7 @@ pub fn multiply(
     tokens: &[u32],
     out: &mut [f32],
     scratch: &mut Scratch,
+    ahead: &[&[u8]],
 ) -> Result<(), RowError> {
     let rows = check(ty, weights, x.columns(), x.tokens(), tokens, out)?;
     let info = ty.info().map_err(|_| RowError::NoWeights(ty))?;
@@ -84,7 +86,7 @@ pub fn multiply(
         Way::Few => (product.rows)(isa, what),
         Way::Many => {
             let panel = scratch.panel.get_or_insert_with(|| Box::new(Panel::ZERO));
-            panels::multiply_panels(isa, product.panels, what, panel, &mut scratch.sums);
+            panels::multiply_panels(isa, product.panels, what, panel, &mut scratch.sums, ahead);
         }
     }
     Ok(())

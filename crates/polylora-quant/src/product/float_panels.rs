@@ -3,6 +3,8 @@
 use super::Way;
 use crate::isa::{Isa, Kernel, LANES, Lanes, Simd};
 use crate::vector::load_some;
+use std::ops::Range;
+use zerocopy::IntoBytes;
 
 /// A matrix of `rows` by `columns` in panels of sixteen rows, laid out for [`multiply_add`].
 ///
@@ -72,37 +74,68 @@ impl FloatPanels {
         }
     }
 
-    /// `out[to * out_stride + lane] += sum over k of row[16 * panel + lane][k] * x[from *
-    /// x_stride + k]` for each of `pairs` (`from`, `to`) and the rows of one panel.
+    /// The values of some panels, as they lie in memory.
+    pub fn bytes_of(&self, panels: Range<usize>) -> &[u8] {
+        let columns = panels.start * self.columns..panels.end * self.columns;
+        match &self.values {
+            Values::Half(values) => values[columns].as_bytes(),
+            Values::Single(values) => values[columns].as_bytes(),
+        }
+    }
+
+    /// `out[to * out_stride + r] += sum over k of row[16 * panels.start + r][k] * x[from * x_stride
+    /// + k]` for each of `pairs` (`from`, `to`) and the rows `r` of some panels.
     ///
-    /// `x` begins at the first column of its first row, `out` at the panel's first row: an `out`
-    /// that holds other rows too is to be cut by the caller. The order of sums is that of `way`.
+    /// `x` begins at the first column of its first row, `out` at the first panel's first row: an
+    /// `out` that holds other rows too is to be cut by the caller. The order of sums is that of
+    /// `way`.
     ///
     /// # Panics
-    /// Where `panel`, or a row that `pairs` names, is not there.
+    /// Where one of `panels`, or a row that `pairs` names, is not there.
     #[allow(clippy::too_many_arguments)] // A matrix with its stride, and where to put another.
     pub fn multiply_add(
         &self,
         isa: Isa,
         way: Way,
-        panel: usize,
+        panels: Range<usize>,
         x: &[f32],
         x_stride: usize,
         pairs: &[(u32, u32)],
         out: &mut [f32],
         out_stride: usize,
     ) {
-        assert!(panel < self.panels(), "no panel {panel} of {}", self.panels());
-        let lanes = (self.rows - panel * LANES).min(LANES);
-        let columns = panel * self.columns..(panel + 1) * self.columns;
+        assert!(panels.end <= self.panels(), "no panels {panels:?} of {}", self.panels());
+        let rows = self.rows.min(panels.end * LANES) - panels.start * LANES;
+        let (width, columns) =
+            (self.columns, panels.start * self.columns..panels.end * self.columns);
         match &self.values {
             Values::Half(values) => {
-                let panel = &values[columns];
-                isa.run(MultiplyAdd { way, panel, lanes, x, x_stride, pairs, out, out_stride });
+                let columns = &values[columns];
+                isa.run(MultiplyAdd {
+                    way,
+                    rows,
+                    width,
+                    columns,
+                    x,
+                    x_stride,
+                    pairs,
+                    out,
+                    out_stride,
+                });
             }
             Values::Single(values) => {
-                let panel = &values[columns];
-                isa.run(MultiplyAdd { way, panel, lanes, x, x_stride, pairs, out, out_stride });
+                let columns = &values[columns];
+                isa.run(MultiplyAdd {
+                    way,
+                    rows,
+                    width,
+                    columns,
+                    x,
+                    x_stride,
+                    pairs,
+                    out,
+                    out_stride,
+                });
             }
         }
     }
@@ -111,8 +144,11 @@ impl FloatPanels {
 /// See [`FloatPanels::multiply_add`].
 struct MultiplyAdd<'a, V> {
     way: Way,
-    panel: &'a [V],
-    lanes: usize,
+    rows: usize,
+    /// Columns of a panel.
+    width: usize,
+    /// Of one panel after the other.
+    columns: &'a [V],
     x: &'a [f32],
     x_stride: usize,
     pairs: &'a [(u32, u32)],
@@ -128,20 +164,13 @@ where
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        if self.way == Way::Few {
-            // Four sums side by side, for none to wait for another.
-            for pair in self.pairs {
-                self.some::<S, 1, 4>(s, &[*pair]);
-            }
-            return;
-        }
-        // One sum a token, for four tokens side by side.
-        let (fours, ones) = self.pairs.as_chunks::<4>();
-        for pairs in fours {
-            self.some::<S, 4, 1>(s, pairs);
-        }
-        for pair in ones {
-            self.some::<S, 1, 1>(s, &[*pair]);
+        // Eight sums side by side, or as many as registers hold, for none to wait for another; how
+        // many of them are one value's is each way's own.
+        match (self.way, S::ROOMY) {
+            (Way::Few, true) => self.all::<S, 1, 2, 4>(s),
+            (Way::Few, false) => self.all::<S, 1, 1, 4>(s),
+            (Way::Many, true) => self.all::<S, 4, 4, 2>(s),
+            (Way::Many, false) => self.all::<S, 2, 2, 2>(s),
         }
     }
 }
@@ -150,20 +179,60 @@ impl<V> MultiplyAdd<'_, V>
 where
     for<'a> &'a [V]: Columns,
 {
+    /// `T` tokens at a time with one panel, and what remains of them with `P` panels.
     #[inline(always)]
-    fn some<S: Simd, const T: usize, const SUMS: usize>(&mut self, s: S, pairs: &[(u32, u32); T]) {
+    fn all<S: Simd, const T: usize, const P: usize, const SUMS: usize>(&mut self, s: S) {
+        let panels = self.rows.div_ceil(LANES);
+        let (several, ones) = self.pairs.as_chunks::<T>();
+        let ones = if T == 1 {
+            self.pairs
+        } else {
+            for panel in 0..panels {
+                for pairs in several {
+                    self.tile::<S, T, 1, SUMS>(s, panel, pairs);
+                }
+            }
+            ones
+        };
+        for pair in ones {
+            let whole = panels / P * P;
+            for panel in (0..whole).step_by(P) {
+                self.tile::<S, 1, P, SUMS>(s, panel, &[*pair]);
+            }
+            for panel in whole..panels {
+                self.tile::<S, 1, 1, SUMS>(s, panel, &[*pair]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn tile<S: Simd, const T: usize, const P: usize, const SUMS: usize>(
+        &mut self,
+        s: S,
+        first: usize,
+        pairs: &[(u32, u32); T],
+    ) {
         let mut x: [&[f32]; T] = [&[]; T];
         for t in 0..T {
-            x[t] = &self.x[pairs[t].0 as usize * self.x_stride..][..self.panel.len()];
+            x[t] = &self.x[pairs[t].0 as usize * self.x_stride..][..self.width];
         }
-        let sums = sixteen::<S, T, SUMS>(s, self.panel, x);
+        let mut columns: [&[V]; P] = [&[]; P];
+        for (p, columns) in columns.iter_mut().enumerate() {
+            *columns = &self.columns[(first + p) * self.width..][..self.width];
+        }
+        let sums = sixteen::<S, T, P, SUMS>(s, columns, x);
         for t in 0..T {
-            let out = &mut self.out[pairs[t].1 as usize * self.out_stride..][..self.lanes];
-            match out.as_mut_array::<LANES>() {
-                Some(out) => *out = (s.load(out) + sums[t]).to_array(),
-                None => {
-                    let sums = (load_some(s, out, 0.0) + sums[t]).to_array();
-                    out.copy_from_slice(&sums[..out.len()]);
+            for p in 0..P {
+                let row = (first + p) * LANES;
+                let lanes = (self.rows - row).min(LANES);
+                let start = pairs[t].1 as usize * self.out_stride + row;
+                let out = &mut self.out[start..][..lanes];
+                match out.as_mut_array::<LANES>() {
+                    Some(out) => *out = (s.load(out) + sums[t][p]).to_array(),
+                    None => {
+                        let sums = (load_some(s, out, 0.0) + sums[t][p]).to_array();
+                        out.copy_from_slice(&sums[..out.len()]);
+                    }
                 }
             }
         }
@@ -190,49 +259,52 @@ impl Columns for &[[f32; LANES]] {
     }
 }
 
-/// `sum over k of columns[k] * x[t][k]`, for each `t`, in `SUMS` parts that are added at the end;
-/// all `x` are of one length.
+/// `sum over k of columns[p][k] * x[t][k]`, for each `t` and `p`, in `SUMS` parts that are added at
+/// the end; all `columns` and all `x` are of one length.
 #[inline(always)]
-pub(crate) fn sixteen<S: Simd, const T: usize, const SUMS: usize>(
+pub(crate) fn sixteen<S: Simd, const T: usize, const P: usize, const SUMS: usize>(
     s: S,
-    columns: impl Columns,
+    columns: [impl Columns; P],
     mut x: [&[f32]; T],
-) -> [S::F32; T] {
+) -> [[S::F32; P]; T] {
     let length = x[0].len();
     for x in &mut x {
         *x = &x[..length]; // For the compiler to know.
     }
-    if SUMS == 1 {
-        let mut sums = [s.splat(0.0); T];
-        for k in 0..length {
-            let column = columns.column(s, k);
-            for (sum, x) in sums.iter_mut().zip(x) {
-                *sum = column.mul_add(s.splat(x[k]), *sum);
-            }
-        }
-        return sums;
-    }
-    let mut sums = [[s.splat(0.0); SUMS]; T];
+    let mut sums = [[[s.splat(0.0); SUMS]; P]; T];
     let whole = length / SUMS * SUMS;
     for k in (0..whole).step_by(SUMS) {
         for i in 0..SUMS {
-            let column = columns.column(s, k + i);
-            for (sums, x) in sums.iter_mut().zip(x) {
-                sums[i] = column.mul_add(s.splat(x[k + i]), sums[i]);
+            for p in 0..P {
+                let column = columns[p].column(s, k + i);
+                for (sums, x) in sums.iter_mut().zip(x) {
+                    sums[p][i] = column.mul_add(s.splat(x[k + i]), sums[p][i]);
+                }
             }
         }
     }
     for k in whole..length {
-        let column = columns.column(s, k);
-        for (sums, x) in sums.iter_mut().zip(x) {
-            sums[0] = column.mul_add(s.splat(x[k]), sums[0]);
+        for p in 0..P {
+            let column = columns[p].column(s, k);
+            for (sums, x) in sums.iter_mut().zip(x) {
+                sums[p][0] = column.mul_add(s.splat(x[k]), sums[p][0]);
+            }
         }
     }
-    sums.map(|sums| {
-        let (halves, rest) = sums.as_chunks::<2>();
-        let pairs = halves.iter().map(|[a, b]| *a + *b).chain(rest.iter().copied());
-        pairs.reduce(|a, b| a + b).expect("there is at least one sum")
-    })
+    // Loops, not closures: those would be functions without the instruction set.
+    let mut totals = [[s.splat(0.0); P]; T];
+    for (totals, sums) in totals.iter_mut().zip(&sums) {
+        for (total, sums) in totals.iter_mut().zip(sums) {
+            let (halves, rest) = sums.as_chunks::<2>();
+            for (i, [a, b]) in halves.iter().enumerate() {
+                *total = if i == 0 { *a + *b } else { *total + (*a + *b) };
+            }
+            if let [only] = rest {
+                *total = *only;
+            }
+        }
+    }
+    totals
 }
 
 #[cfg(test)]
@@ -254,10 +326,8 @@ mod tests {
                     assert_eq!(panels.panels(), rows.div_ceil(16));
                     let product = |way, pairs: &[(u32, u32)]| {
                         let mut out = vec![0.5; 5 * (rows + 1)];
-                        for panel in 0..panels.panels() {
-                            let (out, step) = (&mut out[16 * panel..], columns + 2);
-                            panels.multiply_add(isa, way, panel, &x, step, pairs, out, rows + 1);
-                        }
+                        let (all, step) = (0..panels.panels(), columns + 2);
+                        panels.multiply_add(isa, way, all, &x, step, pairs, &mut out, rows + 1);
                         out
                     };
                     let (few, out) = (product(Way::Few, pairs), product(Way::Many, pairs));
@@ -268,6 +338,14 @@ mod tests {
                             let alone = product(way, &[*pair]);
                             assert_eq!(alone[place.clone()][..rows], all[place][..rows]);
                         }
+                        // And each panel, whichever are beside it.
+                        let mut each = vec![0.5; 5 * (rows + 1)];
+                        for panel in 0..panels.panels() {
+                            let (out, one) = (&mut each[16 * panel..], panel..panel + 1);
+                            let step = columns + 2;
+                            panels.multiply_add(isa, way, one, &x, step, pairs, out, rows + 1);
+                        }
+                        assert_eq!(&each, all);
                     }
                     let mut want = vec![0.5; 5 * (rows + 1)];
                     for &(from, to) in pairs {

@@ -5,7 +5,7 @@
 //! the first cache.
 
 use super::activations::{ACTIVATION_GROUP, Activations, Slab};
-use super::rows::Rows;
+use super::rows::{CACHE_LINE, Rows};
 use super::slab::{self, GROUP, GROUPS, SLAB};
 use crate::format::{Codes, Format};
 use crate::isa::{Isa, Kernel, LANES, Lanes, Simd, span};
@@ -65,14 +65,17 @@ pub(super) fn multiply_panels(
     Rows { weights, x, tokens, out, stride }: Rows<'_>,
     panel: &mut Panel,
     sums: &mut Vec<Sums>,
+    ahead: &[&[u8]],
 ) {
     let row_bytes = weights.len() / stride;
+    let steps = stride.div_ceil(LANES) * x.columns().div_ceil(SLAB);
+    let mut ahead = Ahead::new(ahead, steps);
     for (p, weights) in weights.chunks(LANES * row_bytes).enumerate() {
         sums.clear();
         sums.resize(tokens.len(), Sums([0.0; LANES]));
         for n in 0..x.columns().div_ceil(SLAB) {
             (layout.decode)(isa, weights, row_bytes, n, panel);
-            isa.run(Tiles { layout, panel, x, n, tokens, sums });
+            isa.run(Tiles { layout, panel, x, n, tokens, sums, ahead: &mut ahead });
         }
         let lanes = weights.len() / row_bytes;
         for (sums, out) in sums.iter().zip(out.chunks_exact_mut(stride)) {
@@ -142,21 +145,51 @@ fn side_by_side<S: Simd>(s: S, panel: &mut Panel) {
 
 /// Packs a panel of decoded rows, and adds to `sums` its products with the `n`th slab of all
 /// tokens.
-struct Tiles<'a> {
+struct Tiles<'a, 'b> {
     layout: Layout,
     panel: &'a mut Panel,
     x: &'a Activations,
     n: usize,
     tokens: &'a [u32],
     sums: &'a mut [Sums],
+    ahead: &'a mut Ahead<'b>,
 }
 
-impl Kernel for Tiles<'_> {
+/// Bytes that are asked for from memory a few lines at a time: all at once would wait for each
+/// other, and the product for them.
+struct Ahead<'a> {
+    rest: &'a [&'a [u8]],
+    /// Where in the first of `rest`.
+    at: usize,
+    lines_per_step: usize,
+}
+
+impl<'a> Ahead<'a> {
+    fn new(slices: &'a [&'a [u8]], steps: usize) -> Ahead<'a> {
+        let lines: usize = slices.iter().map(|bytes| bytes.len().div_ceil(CACHE_LINE)).sum();
+        Ahead { rest: slices, at: 0, lines_per_step: lines.div_ceil(steps.max(1)) }
+    }
+
+    #[inline(always)]
+    fn step<S: Simd>(&mut self, s: S) {
+        for _ in 0..self.lines_per_step {
+            let Some((bytes, rest)) = self.rest.split_first() else { return };
+            s.prefetch(bytes, self.at);
+            self.at += CACHE_LINE;
+            if self.at >= bytes.len() {
+                (self.rest, self.at) = (rest, 0);
+            }
+        }
+    }
+}
+
+impl Kernel for Tiles<'_, '_> {
     type Output = ();
 
     /// The same code for all formats, but for the width of groups and of codes.
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        self.ahead.step(s);
         side_by_side(s, self.panel);
         match (self.layout.group, self.layout.top > S::TOP_CODE) {
             (GROUP, false) => self.all::<S, GROUP, false>(s),
@@ -167,7 +200,7 @@ impl Kernel for Tiles<'_> {
     }
 }
 
-impl Tiles<'_> {
+impl Tiles<'_, '_> {
     #[inline(always)]
     fn all<S: Simd, const WIDTH: usize, const SIGNED: bool>(self, s: S) {
         let (mut tokens, mut sums) = (self.tokens, &mut *self.sums);

@@ -18,7 +18,7 @@ const BLOCK: usize = 32;
 /// How far ahead weights are asked for: a few blocks, less than a page.
 const AHEAD: usize = 2048;
 /// Bytes that come from memory together.
-const CACHE_LINE: usize = 64;
+pub(super) const CACHE_LINE: usize = 64;
 
 /// Codes that are multiplied at a time.
 const STEP: usize = 4 * LANES;

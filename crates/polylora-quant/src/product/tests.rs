@@ -124,13 +124,14 @@ fn products_of_every_type_are_right_on_every_isa() {
                 let mut out = vec![f32::NAN; rows * tokens.len()];
                 for way in [Way::Few, Way::Many] {
                     out.fill(f32::NAN);
-                    multiply(isa, way, ty, &weights, &x, &tokens, &mut out, &mut scratch).unwrap();
+                    multiply(isa, way, ty, &weights, &x, &tokens, &mut out, &mut scratch, &[])
+                        .unwrap();
                     let what = format!("{ty} {} {rows}x{columns} {way:?}", isa.name());
                     compare(&what, ty, &weights, columns, &quantized, &tokens, &out);
                     // To the bit what each token gives alone.
                     let mut alone = vec![f32::NAN; rows];
                     for (token, out) in tokens.chunks(1).zip(out.chunks(rows)) {
-                        multiply(isa, way, ty, &weights, &x, token, &mut alone, &mut scratch)
+                        multiply(isa, way, ty, &weights, &x, token, &mut alone, &mut scratch, &[])
                             .unwrap();
                         assert_eq!(alone, out, "{what}");
                     }
@@ -178,7 +179,7 @@ fn the_widest_codes_do_not_saturate() {
                     let mut out = vec![f32::NAN; ROWS * tokens.len()];
                     let scratch = &mut Scratch::default();
                     let way = Way::of(tokens.len());
-                    multiply(isa, way, ty, &weights, &x, tokens, &mut out, scratch).unwrap();
+                    multiply(isa, way, ty, &weights, &x, tokens, &mut out, scratch, &[]).unwrap();
                     let what = format!("{ty} {} {fill:#x}", isa.name());
                     compare(&what, ty, &weights, COLUMNS, &quantized, tokens, &out);
                 }
@@ -223,7 +224,7 @@ fn garbage_multiplies_to_something() {
                 let scratch = &mut Scratch::default();
                 for (way, count) in [(Way::Few, 1), (Way::Few, 9), (Way::Many, 9)] {
                     let (mut out, tokens) = (vec![0.0; 3 * count], &tokens[..count]);
-                    multiply(isa, way, ty, &weights, &x, tokens, &mut out, scratch).unwrap();
+                    multiply(isa, way, ty, &weights, &x, tokens, &mut out, scratch, &[]).unwrap();
                 }
             }
         }
@@ -258,7 +259,7 @@ fn what_does_not_fit_is_an_error() {
     let (x, _) = activations(isa, &[1.0; 128], 64);
     let scratch = &mut Scratch::default();
     let mut multiply = |ty, weights: &[u8], tokens: &[u32], out: &mut [f32]| {
-        multiply(isa, Way::of(tokens.len()), ty, weights, &x, tokens, out, scratch)
+        multiply(isa, Way::of(tokens.len()), ty, weights, &x, tokens, out, scratch, &[])
     };
     assert_eq!(multiply(GgmlType::Q8_0, &[0; 136], &[1, 0], &mut [0.0; 4]), Ok(()));
     assert_eq!(multiply(GgmlType::Q8_0, &[], &[0], &mut []), Ok(()));
