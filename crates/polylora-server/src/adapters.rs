@@ -123,8 +123,8 @@ enum Slot {
     Loading,
     Ready(Arc<LoadedAdapter>),
     Failed(Arc<str>),
-    /// It turned out larger than the room that was kept for it.
-    NoRoom,
+    /// It turned out larger than the room that was kept for it, or another generation has begun.
+    Again,
 }
 
 /// A right to an adapter in memory, now or soon. It stays there until this is dropped.
@@ -137,8 +137,8 @@ pub(crate) struct Lease {
 pub(crate) enum Leased {
     Loading,
     Ready(Arc<LoadedAdapter>),
-    /// Try again when something has changed.
-    NoRoom,
+    /// Ask for another lease: this one comes to nothing.
+    Again,
     Failed(Arc<str>),
 }
 
@@ -243,7 +243,7 @@ impl Adapters {
             match lease.state() {
                 Leased::Ready(_) => return Ok(()),
                 Leased::Failed(why) => return Err(why),
-                Leased::NoRoom => return Err("there is no room for it".into()),
+                Leased::Again => return Err("there is no room for it".into()),
                 Leased::Loading => std::thread::sleep(Duration::from_millis(5)),
             }
         }
@@ -482,7 +482,7 @@ impl Lease {
             Slot::Loading => Leased::Loading,
             Slot::Ready(adapter) => Leased::Ready(Arc::clone(adapter)),
             Slot::Failed(why) => Leased::Failed(Arc::clone(why)),
-            Slot::NoRoom => Leased::NoRoom,
+            Slot::Again => Leased::Again,
         }
     }
 }
@@ -556,7 +556,7 @@ impl Shared {
             match &state.entries[key.number].source {
                 Some(source) if current => source.clone(),
                 _ => {
-                    state.settle(key, Slot::Failed("it was taken away".into()));
+                    state.settle(key, Slot::Again);
                     drop(state);
                     return self.watch.changed();
                 }
@@ -569,10 +569,11 @@ impl Shared {
         // The room that was kept for it may be too little or too much.
         let kept = std::mem::take(&mut resident.bytes);
         state.bytes -= kept;
+        let is_current = state.entries[key.number].generation == key.generation;
         let slot = match loaded {
             Ok((adapter, known)) => {
                 let bytes = known.bytes;
-                if state.entries[key.number].generation == key.generation {
+                if is_current {
                     state.entries[key.number].known = Some(known);
                 }
                 if bytes > self.capacity {
@@ -589,14 +590,14 @@ impl Shared {
                     }
                     Slot::Ready(adapter)
                 } else {
-                    Slot::NoRoom
+                    Slot::Again
                 }
             }
+            // What has come instead is another matter.
+            Err(_) if !is_current => Slot::Again,
             Err(why) => Slot::Failed(why),
         };
-        if let Slot::Failed(why) = &slot
-            && state.entries[key.number].generation == key.generation
-        {
+        if let (Slot::Failed(why), true) = (&slot, is_current) {
             state.entries[key.number].error = Some(Arc::clone(why));
         }
         state.settle(key, slot);

@@ -46,6 +46,14 @@ impl<S: Send + Sync> FromRequest<S> for Body {
         if !is_json {
             return Err(ApiError::not_json());
         }
+        // Who asks first need not send it. Others do not read before they have sent all: what is
+        // too much of theirs is read first.
+        let length = request.headers().get(header::CONTENT_LENGTH);
+        let length: Option<u64> = length.and_then(|length| length.to_str().ok()?.parse().ok());
+        let asks = request.headers().contains_key(header::EXPECT);
+        if asks && length.is_some_and(|length| length > LONGEST as u64) {
+            return Err(ApiError::too_large(LONGEST));
+        }
         Bytes::from_request(request, state).await.map(Body).map_err(|error: BytesRejection| {
             match error.status() {
                 StatusCode::PAYLOAD_TOO_LARGE => ApiError::too_large(LONGEST),

@@ -78,9 +78,10 @@ impl Listener {
     /// lets the others finish what they are being sent.
     pub(crate) async fn serve(self, router: Router, shutdown: impl Future<Output = ()>) {
         let Listener { listener, most, open, .. } = self;
-        let mut server = Builder::new(TokioExecutor::new());
+        // Without HTTP/2: clients of this API do not ask for it in the clear, and a connection that
+        // begins in the way of both would not be let go.
+        let mut server = Builder::new(TokioExecutor::new()).http1_only();
         server.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS).max_buf_size(BUFFER);
-        server.http2().timer(TokioTimer::new()).keep_alive_interval(HEADERS);
         let graceful = GracefulShutdown::new();
         let mut shutdown = pin!(shutdown);
         loop {
@@ -229,6 +230,9 @@ mod tests {
         let (address, open, _stop, _server) = start(100).await;
         let mut silent = TcpStream::connect(address).await.unwrap();
         silent.write_all(b"GET / HTTP/1.1\r\nhos").await.unwrap();
+        let _wordless = TcpStream::connect(address).await.unwrap();
+        let mut other = TcpStream::connect(address).await.unwrap();
+        other.write_all(b"PRI * HTTP/2.0\r\n").await.unwrap();
         let unread = send(address, "/flood").await;
         // Time is not waited for here: it goes on when nothing else does.
         let start = tokio::time::Instant::now();

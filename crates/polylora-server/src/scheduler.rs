@@ -524,7 +524,7 @@ impl Scheduler {
             match state {
                 Leased::Ready(adapter) => ready.push(adapter),
                 Leased::Loading => wait = wait.or(Some(false)),
-                Leased::NoRoom => wait = Some(true),
+                Leased::Again => wait = Some(true),
                 Leased::Failed(why) => {
                     return Turn::Never(Failure::Adapter { name: name(number), why });
                 }
