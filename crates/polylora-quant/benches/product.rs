@@ -1,5 +1,5 @@
-//! How fast weights are multiplied: 1, 8 and 256 tokens by a matrix of 2048 columns, on each
-//! instruction set of this CPU, beside plain reading.
+//! How fast weights are multiplied: some tokens by a matrix of 2048 columns, by rows or by panels, on
+//! each instruction set of this CPU, beside plain reading.
 //!
 //! `cargo bench -p polylora-quant --bench product [-- [THREADS] [TYPE...]]`
 #![allow(clippy::print_stdout)] // The table is what it is for.
@@ -10,7 +10,15 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 const COLUMNS: usize = 2048;
-const TOKENS: [usize; 3] = [1, 8, 256];
+const CASES: [(usize, Way); 7] = [
+    (1, Way::Few),
+    (1, Way::Many),
+    (4, Way::Few),
+    (8, Way::Few),
+    (8, Way::Many),
+    (16, Way::Few),
+    (256, Way::Many),
+];
 /// Bytes of weights: far more than a cache holds.
 const WEIGHTS: usize = 128 << 20;
 /// Rows that a thread takes at a time, as an engine would deal them out.
@@ -53,7 +61,7 @@ fn read(bytes: &[u8]) -> u64 {
 }
 
 /// Seconds for `rows` rows of `weights` by `tokens` tokens.
-fn product(isa: Isa, ty: GgmlType, threads: usize, tokens: usize, weights: &[u8]) -> f64 {
+fn product(isa: Isa, way: Way, ty: GgmlType, threads: usize, tokens: usize, weights: &[u8]) -> f64 {
     let mut x = Activations::default();
     x.reset(tokens, COLUMNS);
     for (t, mut token) in x.tokens_mut().enumerate() {
@@ -66,7 +74,7 @@ fn product(isa: Isa, ty: GgmlType, threads: usize, tokens: usize, weights: &[u8]
         let mut scratch = Scratch::default();
         let mut out = vec![0.0; ROWS * tokens];
         for weights in part(weights, threads, thread).chunks_exact(chunk) {
-            multiply(isa, Way::of(all.len()), ty, weights, &x, &all, &mut out, &mut scratch, &[])
+            multiply(isa, way, ty, weights, &x, &all, &mut out, &mut scratch, &[])
                 .expect("lengths fit");
             black_box(&out);
         }
@@ -89,8 +97,8 @@ fn main() {
         (0..WEIGHTS as u32).map(|i| (i.wrapping_mul(40_503) >> 11) as u8 & 0x3b).collect();
     println!("{threads} threads; GB/s of weights, thousand million products a second");
     print!("{:24}", "");
-    for tokens in TOKENS {
-        print!("{:>18}", format!("{tokens} tokens"));
+    for (tokens, way) in CASES {
+        print!("{:>18}", format!("{tokens} {way:?}"));
     }
     println!();
     for &ty in GgmlType::ALL {
@@ -100,10 +108,10 @@ fn main() {
         }
         for isa in Isa::available() {
             print!("{ty:12}{:12}", isa.name());
-            for tokens in TOKENS {
+            for (tokens, way) in CASES {
                 // A cached matrix is enough where memory is no limit.
                 let weights = &weights[..if tokens < 100 { WEIGHTS } else { WEIGHTS / 32 }];
-                let seconds = product(isa, ty, threads, tokens, weights);
+                let seconds = product(isa, way, ty, threads, tokens, weights);
                 let bytes = weights.len() as f64;
                 let count = bytes / ty.block_bytes() as f64 * ty.block_weights() as f64;
                 let rate = count * tokens as f64 / seconds / 1e9;

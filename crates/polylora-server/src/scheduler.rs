@@ -622,9 +622,9 @@ impl Scheduler {
                 let tokens = prompt.len();
                 job.span.in_scope(|| tracing::debug!(tokens, cached, "begun"));
                 let mut row = Row::new(sequence, prompt, adapters, completion);
-                // One way for all, so that an answer is what it would be alone: the one for many,
-                // as a batch is many, and prompts are read in the same steps.
-                row.write_as(Way::Many);
+                // One way for all, so that an answer is what it would be alone: the one for as many
+                // as a batch may have.
+                row.write_as(Way::of(self.limits.rows));
                 if let Some(top) = score_prompt {
                     row.score_prompt(top);
                 }

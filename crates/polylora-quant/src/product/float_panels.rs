@@ -83,8 +83,8 @@ impl FloatPanels {
         }
     }
 
-    /// `out[to * out_stride + r] += sum over k of row[16 * panels.start + r][k] * x[from * x_stride
-    /// + k]` for each of `pairs` (`from`, `to`) and the rows `r` of some panels.
+    /// Adds to row `to` of `out` the products of row `from` of `x` with the rows of some panels, for
+    /// each (`from`, `to`) of `pairs`.
     ///
     /// `x` begins at the first column of its first row, `out` at the first panel's first row: an
     /// `out` that holds other rows too is to be cut by the caller. The order of sums is that of

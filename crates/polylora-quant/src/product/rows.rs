@@ -42,10 +42,10 @@ pub(crate) fn multiply_rows<F: Format>(isa: Isa, rows: Rows<'_>) {
 
         #[inline(always)]
         fn run<S: Simd>(self, s: S) {
-            if self.1.tokens.len() <= MOST {
-                multiply::<S, F>(s, self.0, self.1);
-            } else {
-                multiply_block::<S, F>(s, self.0, self.1);
+            match self.1.tokens.len() {
+                1 => multiply::<S, F, 1>(s, self.0, self.1),
+                ..=MOST => multiply::<S, F, MOST>(s, self.0, self.1),
+                _ => multiply_block::<S, F>(s, self.0, self.1),
             }
         }
     }
@@ -56,8 +56,9 @@ pub(crate) fn multiply_rows<F: Format>(isa: Isa, rows: Rows<'_>) {
     }
 }
 
+/// With up to `MOST` tokens.
 #[inline(always)]
-fn multiply<S: Simd, F: Format>(
+fn multiply<S: Simd, F: Format, const MOST: usize>(
     s: S,
     weights: &[F::Block],
     Rows { x, tokens, out, stride, .. }: Rows,
