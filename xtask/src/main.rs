@@ -67,6 +67,16 @@ fn root() -> PathBuf {
     here.parent().expect("xtask lies in the repository").to_owned()
 }
 
+/// Builds the program as its users do; where it lies then.
+fn build_program(root: &Path) -> Result<PathBuf> {
+    let mut build = std::process::Command::new(env!("CARGO"));
+    build.current_dir(root).args(["build", "--release", "--package", "polylora"]);
+    real_model::run(&mut build)?;
+    let target = std::env::var_os("CARGO_TARGET_DIR");
+    let target = target.map_or_else(|| root.join("target"), PathBuf::from);
+    Ok(target.join("release/polylora"))
+}
+
 /// Where the 1.1B model and its adapter lie.
 struct Model {
     f16: PathBuf,

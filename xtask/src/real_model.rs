@@ -133,16 +133,8 @@ impl LlamaCpp {
 
     /// What llama.cpp makes of our files.
     fn check(&self, root: &Path, cache: &Path, model: &Path) -> Result<()> {
-        run(Command::new(env!("CARGO")).current_dir(root).args([
-            "build",
-            "--release",
-            "--package",
-            "polylora",
-        ]))?;
-        let target = std::env::var_os("CARGO_TARGET_DIR");
-        let target = target.map_or_else(|| root.join("target"), PathBuf::from);
-        let polylora =
-            |arguments: &[&str]| run(Command::new(target.join("release/polylora")).args(arguments));
+        let program = crate::build_program(root)?;
+        let polylora = |arguments: &[&str]| run(Command::new(&program).args(arguments));
         let text = |path: PathBuf| path.to_str().map(str::to_owned).context("a path of no UTF-8");
         let model = text(model.to_owned())?;
         let adapter = |name: &str| text(root.join("testdata/adapters").join(name));

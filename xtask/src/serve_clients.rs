@@ -1,10 +1,11 @@
 //! `polylora serve` as clients that others wrote see it.
 
+use crate::build_program;
 use crate::python::Environment;
 use crate::real_model::run;
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 /// What the server says once it can be asked; its address follows.
@@ -17,16 +18,8 @@ pub(crate) fn check(root: &Path) -> Result<()> {
     let install = ["-m", "pip", "install", "--quiet", "--requirement", "requirements.txt"];
     environment.python(&scripts, &install)?;
 
-    run(Command::new(env!("CARGO")).current_dir(root).args([
-        "build",
-        "--release",
-        "--package",
-        "polylora",
-    ]))?;
-    let target = std::env::var_os("CARGO_TARGET_DIR");
-    let target = target.map_or_else(|| root.join("target"), PathBuf::from);
-    let polylora = target.join("release/polylora");
-    let valley = target.join("valley");
+    let polylora = build_program(root)?;
+    let valley = polylora.with_file_name("valley");
     run(Command::new(&polylora).args(["demo", "--write"]).arg(&valley).stdout(Stdio::null()))?;
 
     let mut serve = Command::new(&polylora);

@@ -391,7 +391,9 @@ impl Adapters {
         // A thousand names are asked for in one go: one look at the residents is enough.
         let mut held: HashMap<Number, (usize, Residence)> = HashMap::new();
         for (key, resident) in &state.residents {
-            if key.generation != state.entries[key.number].generation {
+            // Who waited for one that failed may not have heard of it yet.
+            let is_there = matches!(resident.slot, Slot::Loading | Slot::Ready(_));
+            if key.generation != state.entries[key.number].generation || !is_there {
                 continue;
             }
             let (bytes, residence) = held.entry(key.number).or_insert((0, Residence::Loading));

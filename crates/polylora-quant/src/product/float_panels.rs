@@ -106,54 +106,33 @@ impl FloatPanels {
     ) {
         assert!(panels.end <= self.panels(), "no panels {panels:?} of {}", self.panels());
         let rows = self.rows.min(panels.end * LANES) - panels.start * LANES;
-        let (width, columns) =
-            (self.columns, panels.start * self.columns..panels.end * self.columns);
+        let columns = panels.start * self.columns..panels.end * self.columns;
+        let job = Job { way, rows, width: self.columns, x, x_stride, pairs, out, out_stride };
         match &self.values {
-            Values::Half(values) => {
-                let columns = &values[columns];
-                isa.run(MultiplyAdd {
-                    way,
-                    rows,
-                    width,
-                    columns,
-                    x,
-                    x_stride,
-                    pairs,
-                    out,
-                    out_stride,
-                });
-            }
-            Values::Single(values) => {
-                let columns = &values[columns];
-                isa.run(MultiplyAdd {
-                    way,
-                    rows,
-                    width,
-                    columns,
-                    x,
-                    x_stride,
-                    pairs,
-                    out,
-                    out_stride,
-                });
-            }
+            Values::Half(values) => isa.run(MultiplyAdd { job, columns: &values[columns] }),
+            Values::Single(values) => isa.run(MultiplyAdd { job, columns: &values[columns] }),
         }
     }
 }
 
 /// See [`FloatPanels::multiply_add`].
-struct MultiplyAdd<'a, V> {
+struct Job<'a> {
     way: Way,
     rows: usize,
     /// Columns of a panel.
     width: usize,
-    /// Of one panel after the other.
-    columns: &'a [V],
     x: &'a [f32],
     x_stride: usize,
     pairs: &'a [(u32, u32)],
     out: &'a mut [f32],
     out_stride: usize,
+}
+
+/// A job with values of one kind.
+struct MultiplyAdd<'a, V> {
+    job: Job<'a>,
+    /// Of one panel after the other.
+    columns: &'a [V],
 }
 
 impl<V> Kernel for MultiplyAdd<'_, V>
@@ -166,7 +145,7 @@ where
     fn run<S: Simd>(mut self, s: S) {
         // Eight sums side by side, or as many as registers hold, for none to wait for another; how
         // many of them are one value's is each way's own.
-        match (self.way, S::ROOMY) {
+        match (self.job.way, S::ROOMY) {
             (Way::Few, true) => self.all::<S, 1, 2, 4>(s),
             (Way::Few, false) => self.all::<S, 1, 1, 4>(s),
             (Way::Many, true) => self.all::<S, 4, 4, 2>(s),
@@ -182,10 +161,10 @@ where
     /// `T` tokens at a time with one panel, and what remains of them with `P` panels.
     #[inline(always)]
     fn all<S: Simd, const T: usize, const P: usize, const SUMS: usize>(&mut self, s: S) {
-        let panels = self.rows.div_ceil(LANES);
-        let (several, ones) = self.pairs.as_chunks::<T>();
+        let panels = self.job.rows.div_ceil(LANES);
+        let (several, ones) = self.job.pairs.as_chunks::<T>();
         let ones = if T == 1 {
-            self.pairs
+            self.job.pairs
         } else {
             for panel in 0..panels {
                 for pairs in several {
@@ -214,19 +193,19 @@ where
     ) {
         let mut x: [&[f32]; T] = [&[]; T];
         for t in 0..T {
-            x[t] = &self.x[pairs[t].0 as usize * self.x_stride..][..self.width];
+            x[t] = &self.job.x[pairs[t].0 as usize * self.job.x_stride..][..self.job.width];
         }
         let mut columns: [&[V]; P] = [&[]; P];
         for (p, columns) in columns.iter_mut().enumerate() {
-            *columns = &self.columns[(first + p) * self.width..][..self.width];
+            *columns = &self.columns[(first + p) * self.job.width..][..self.job.width];
         }
         let sums = sixteen::<S, T, P, SUMS>(s, columns, x);
         for t in 0..T {
             for p in 0..P {
                 let row = (first + p) * LANES;
-                let lanes = (self.rows - row).min(LANES);
-                let start = pairs[t].1 as usize * self.out_stride + row;
-                let out = &mut self.out[start..][..lanes];
+                let lanes = (self.job.rows - row).min(LANES);
+                let start = pairs[t].1 as usize * self.job.out_stride + row;
+                let out = &mut self.job.out[start..][..lanes];
                 match out.as_mut_array::<LANES>() {
                     Some(out) => *out = (s.load(out) + sums[t][p]).to_array(),
                     None => {

@@ -73,10 +73,7 @@ fn multiply<S: Simd, F: Format, const MOST: usize>(
     for (r, row) in weights.chunks_exact(x.columns() / F::WEIGHTS).enumerate() {
         let mut sums = [s.splat(0.0); MOST];
         for (n, blocks) in row.chunks(SLAB / F::WEIGHTS).enumerate() {
-            let bytes = blocks.as_bytes();
-            for line in (0..bytes.len()).step_by(CACHE_LINE) {
-                s.prefetch(bytes, AHEAD + line);
-            }
+            ask_ahead(s, blocks.as_bytes());
             slab::decode::<S, F>(s, blocks, &mut codes);
             let steps = (blocks.len() * F::WEIGHTS).div_ceil(STEP);
             let mins = s.splat(0.0) - s.load(&codes.mins);
@@ -104,10 +101,7 @@ fn multiply_block<S: Simd, F: Format>(
     for (r, row) in weights.chunks_exact(x.columns() / F::WEIGHTS).enumerate() {
         sums[..tokens.len()].fill([0.0; LANES]);
         for (n, blocks) in row.chunks(SLAB / F::WEIGHTS).enumerate() {
-            let bytes = blocks.as_bytes();
-            for line in (0..bytes.len()).step_by(CACHE_LINE) {
-                s.prefetch(bytes, AHEAD + line);
-            }
+            ask_ahead(s, blocks.as_bytes());
             slab::decode::<S, F>(s, blocks, &mut codes);
             let steps = (blocks.len() * F::WEIGHTS).div_ceil(STEP);
             let mins = s.splat(0.0) - s.load(&codes.mins);
@@ -126,6 +120,14 @@ fn multiply_block<S: Simd, F: Format>(
         for (i, sums) in sums[..tokens.len()].iter().enumerate() {
             out[i * stride + r] = s.load(sums).sum();
         }
+    }
+}
+
+/// Asks for the weights that come some time after these.
+#[inline(always)]
+fn ask_ahead<S: Simd>(s: S, bytes: &[u8]) {
+    for line in (0..bytes.len()).step_by(CACHE_LINE) {
+        s.prefetch(bytes, AHEAD + line);
     }
 }
 
