@@ -13,9 +13,9 @@
 
 use super::codebook::IQ4;
 use super::{Codes, Format, Half};
-use crate::isa::{Bytes, Simd};
+use crate::isa::{Bytes, LANES, Lanes, Simd};
 use zerocopy::little_endian::U16;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute};
 
 /// The format.
 pub enum IQ4XS {}
@@ -39,14 +39,20 @@ impl Format for IQ4XS {
 
     #[inline(always)]
     fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
-        let d = block.d.widen(s);
-        let scales_h = block.scales_h.get();
+        // Four bits, and two, of each scale to a byte of its own.
+        let spread = |bits: u64, by: u32, mask: u64| (bits | bits << by) & mask;
+        let low = u64::from(u32::from_le_bytes(block.scales_l));
+        let low = spread(low, 16, 0x0000_ffff_0000_ffff);
+        let low = spread(spread(low, 8, 0x00ff_00ff_00ff_00ff), 4, 0x0f0f_0f0f_0f0f_0f0f);
+        let high = u64::from(block.scales_h.get());
+        let high = spread(high, 24, 0x0000_00ff_0000_00ff);
+        let high = spread(spread(high, 12, 0x000f_000f_000f_000f), 6, 0x0303_0303_0303_0303);
+        let scales: [i8; LANES] = transmute!([(low | high << 4).to_le_bytes(), [0; 8]]);
+        let d = s.splat(block.d.widen(s));
+        out.scales = (d * (s.load_whole(&scales) - s.splat(32.0))).to_array();
         let (qs, _) = block.qs.as_chunks::<16>();
         let (groups, _) = out.codes.as_chunks_mut::<32>();
-        for (g, (codes, qs)) in groups.iter_mut().zip(qs).enumerate() {
-            let low = block.scales_l[g / 2] >> (4 * (g % 2)) & 15;
-            let high = (scales_h >> (2 * g) & 3) as u8;
-            out.scales[g] = d * (f32::from(low | high << 4) - 32.0);
+        for (codes, qs) in groups.iter_mut().zip(qs) {
             s.nibbles(qs).look_up(&IQ4).store(codes);
         }
     }

@@ -1,7 +1,8 @@
 //! Weights as the products read them: every format alike.
 
 use crate::format::{Codes, Format, MAX_BLOCK};
-use crate::isa::Simd;
+use crate::isa::{Bytes, Simd};
+use zerocopy::transmute_ref;
 
 /// Weights in a slab: one block of 256, or several shorter ones.
 pub(super) const SLAB: usize = MAX_BLOCK;
@@ -49,8 +50,10 @@ pub(super) fn decode<S: Simd, F: Format>(s: S, blocks: &[F::Block], out: &mut Co
     }
     // scale * code - min == scale * (code + shift) - (min + scale * shift)
     if CodesOf::<S, F>::SHIFT != 0 {
-        for code in &mut out.codes {
-            *code = code.wrapping_add(CodesOf::<S, F>::SHIFT as i8); // Read as unsigned.
+        // In the pieces in which they were written just now: others would be waited for.
+        for codes in out.codes.as_chunks_mut::<32>().0 {
+            let shifted = s.bytes(transmute_ref!(codes)).less(-CodesOf::<S, F>::SHIFT as u8);
+            shifted.store(codes); // Read as unsigned.
         }
         for (min, scale) in out.mins.iter_mut().zip(&out.scales) {
             *min += scale * CodesOf::<S, F>::SHIFT as f32;
