@@ -56,14 +56,14 @@ pub(crate) fn multiply_rows<F: Format>(isa: Isa, rows: Rows<'_>) {
     }
 }
 
-/// With up to `MOST` tokens.
+/// With up to `N` tokens.
 #[inline(always)]
-fn multiply<S: Simd, F: Format, const MOST: usize>(
+fn multiply<S: Simd, F: Format, const N: usize>(
     s: S,
     weights: &[F::Block],
     Rows { x, tokens, out, stride, .. }: Rows,
 ) {
-    let mut slabs: [&[Slab]; MOST] = [&[]; MOST];
+    let mut slabs: [&[Slab]; N] = [&[]; N];
     for (slabs, &token) in slabs.iter_mut().zip(tokens) {
         *slabs = x.token(token);
     }
@@ -71,7 +71,7 @@ fn multiply<S: Simd, F: Format, const MOST: usize>(
 
     let mut codes = Codes::ZERO;
     for (r, row) in weights.chunks_exact(x.columns() / F::WEIGHTS).enumerate() {
-        let mut sums = [s.splat(0.0); MOST];
+        let mut sums = [s.splat(0.0); N];
         for (n, blocks) in row.chunks(SLAB / F::WEIGHTS).enumerate() {
             ask_ahead(s, blocks.as_bytes());
             slab::decode::<S, F>(s, blocks, &mut codes);
