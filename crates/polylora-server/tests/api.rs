@@ -416,6 +416,19 @@ fn what_cannot_be_is_refused_with_the_place_of_the_mistake() {
     assert_eq!(served.get("/health").0, 200);
 }
 
+#[test]
+fn who_asks_whether_a_body_is_too_large_need_not_send_it() {
+    let served = Served::new(options());
+    let mut stream = TcpStream::connect(served.address()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+                content-length: 17000000\r\nexpect: 100-continue\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut start = [0; 12];
+    stream.read_exact(&mut start).unwrap();
+    assert_eq!(&start, b"HTTP/1.1 413");
+}
+
 /// What a server says to bytes that are sent to it.
 fn raw(served: &Served, request: &[u8]) -> String {
     let mut stream = TcpStream::connect(served.address()).unwrap();
