@@ -19,7 +19,8 @@ mod columns;
 mod eight_groups;
 pub mod floats;
 mod search;
-mod short_block;
+pub mod short_block;
+mod slab;
 mod superblock;
 
 /// The most weights in a block of any format.
@@ -53,7 +54,7 @@ impl Codes {
 }
 
 /// A block layout and its decoder.
-pub trait Format: 'static {
+pub trait Format: Sized + 'static {
     /// The block as it lies in a file: little-endian, no padding, any alignment.
     type Block: FromBytes + IntoBytes + Immutable + KnownLayout + Unaligned;
     /// Weights in a block.
@@ -70,6 +71,15 @@ pub trait Format: 'static {
     /// Fast where it works on [`Bytes`](crate::isa::Bytes): a loop over single bytes becomes
     /// vectors or not, as the compiler's heuristics fall.
     fn decode<S: Simd>(simd: S, block: &Self::Block, out: &mut Codes);
+
+    /// Decodes the blocks of up to [`MAX_BLOCK`] weights, one after the other, for a product:
+    /// `shift` is added to each code, wrapping, and taken off again by the minima; scales and minima
+    /// are those of each [`MIN_GROUP`] weights. What `out` holds beyond the blocks may be anything
+    /// finite.
+    #[inline(always)]
+    fn decode_slab<S: Simd>(simd: S, blocks: &[Self::Block], shift: u8, out: &mut Codes) {
+        slab::decode::<S, Self>(simd, blocks, shift, out);
+    }
 }
 
 /// A format that can be written.

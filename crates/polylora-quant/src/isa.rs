@@ -195,6 +195,8 @@ pub trait Simd: Copy {
     }
     /// The lanes from memory, in half precision.
     fn load_half(self, lanes: &[u16; LANES]) -> Self::F32;
+    /// `lanes[i / 2]` in lane `i`.
+    fn by_two(self, lanes: &[f32; 8]) -> Self::F32;
     /// `lanes[i / 4]` in lane `i`.
     fn by_four(self, lanes: &[f32; 4]) -> Self::F32;
     /// `low` in lanes 0 to 7, `high` in 8 to 15.

@@ -7,7 +7,8 @@
 //! ```
 
 use super::codebook::IQ4;
-use super::{Codes, Format, Half};
+use super::Half;
+use super::short_block::ShortBlock;
 use crate::isa::{Bytes, Simd};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -22,17 +23,18 @@ pub struct Block {
     qs: [u8; 16],
 }
 
-impl Format for IQ4NL {
+impl ShortBlock for IQ4NL {
     type Block = Block;
-    const WEIGHTS: usize = 32;
-    const GROUP: usize = 32;
     const MIN_CODE: i8 = -127;
     const MAX_CODE: i8 = 113;
 
     #[inline(always)]
-    fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
-        out.scales[0] = block.d.widen(s);
-        let (codes, _) = out.codes.as_chunks_mut();
-        s.nibbles(&block.qs).look_up(&IQ4).store(&mut codes[0]);
+    fn scale<S: Simd>(s: S, block: &Block) -> f32 {
+        block.d.widen(s)
+    }
+
+    #[inline(always)]
+    fn codes<S: Simd>(s: S, block: &Block) -> S::Bytes {
+        s.nibbles(&block.qs).look_up(&IQ4)
     }
 }

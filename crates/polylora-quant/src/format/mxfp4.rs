@@ -8,7 +8,7 @@
 //! ```
 
 use super::codebook::FP4;
-use super::{Codes, Format};
+use super::short_block::ShortBlock;
 use crate::isa::{Bytes, Simd};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -23,18 +23,19 @@ pub struct Block {
     qs: [u8; 16],
 }
 
-impl Format for MXFP4 {
+impl ShortBlock for MXFP4 {
     type Block = Block;
-    const WEIGHTS: usize = 32;
-    const GROUP: usize = 32;
     const MIN_CODE: i8 = -12;
     const MAX_CODE: i8 = 12;
 
     #[inline(always)]
-    fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
-        out.scales[0] = power_of_two(block.e);
-        let (codes, _) = out.codes.as_chunks_mut();
-        s.nibbles(&block.qs).look_up(&FP4).store(&mut codes[0]);
+    fn scale<S: Simd>(_: S, block: &Block) -> f32 {
+        power_of_two(block.e)
+    }
+
+    #[inline(always)]
+    fn codes<S: Simd>(s: S, block: &Block) -> S::Bytes {
+        s.nibbles(&block.qs).look_up(&FP4)
     }
 }
 

@@ -6,8 +6,8 @@
 //! weight = d * (q - 8)
 //! ```
 
-use super::short_block::{ShortBlock, WEIGHTS, encode_signed, low_bits};
-use super::{Codes, Encode, Format, Half, Importance};
+use super::short_block::{FewBits, ShortBlock, WEIGHTS, encode_signed, low_bits};
+use super::{Encode, Half, Importance};
 use crate::isa::{Bytes, Simd};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -22,22 +22,23 @@ pub struct Block {
     qs: [u8; 16],
 }
 
-impl Format for Q4_0 {
+impl ShortBlock for Q4_0 {
     type Block = Block;
-    const WEIGHTS: usize = WEIGHTS;
-    const GROUP: usize = WEIGHTS;
     const MIN_CODE: i8 = -8;
     const MAX_CODE: i8 = 7;
 
     #[inline(always)]
-    fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
-        out.scales[0] = block.d.widen(s);
-        let (codes, _) = out.codes.as_chunks_mut();
-        s.nibbles(&block.qs).less(8).store(&mut codes[0]);
+    fn scale<S: Simd>(s: S, block: &Block) -> f32 {
+        block.d.widen(s)
+    }
+
+    #[inline(always)]
+    fn codes<S: Simd>(s: S, block: &Block) -> S::Bytes {
+        s.nibbles(&block.qs).less(8)
     }
 }
 
-impl ShortBlock for Q4_0 {
+impl FewBits for Q4_0 {
     const TOP: u8 = 15;
 
     #[inline(always)]

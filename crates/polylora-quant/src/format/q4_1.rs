@@ -6,9 +6,9 @@
 //! weight = d * q + m
 //! ```
 
-use super::short_block::{ShortBlock, WEIGHTS, encode_affine, low_bits};
-use super::{Codes, Encode, Format, Half, Importance};
-use crate::isa::{Bytes, Simd};
+use super::short_block::{FewBits, ShortBlock, WEIGHTS, encode_affine, low_bits};
+use super::{Encode, Half, Importance};
+use crate::isa::Simd;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The format.
@@ -23,23 +23,28 @@ pub struct Block {
     qs: [u8; 16],
 }
 
-impl Format for Q4_1 {
+impl ShortBlock for Q4_1 {
     type Block = Block;
-    const WEIGHTS: usize = WEIGHTS;
-    const GROUP: usize = WEIGHTS;
     const MIN_CODE: i8 = 0;
     const MAX_CODE: i8 = 15;
 
     #[inline(always)]
-    fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
-        out.scales[0] = block.d.widen(s);
-        out.mins[0] = -block.m.widen(s);
-        let (codes, _) = out.codes.as_chunks_mut();
-        s.nibbles(&block.qs).store(&mut codes[0]);
+    fn scale<S: Simd>(s: S, block: &Block) -> f32 {
+        block.d.widen(s)
+    }
+
+    #[inline(always)]
+    fn min<S: Simd>(s: S, block: &Block) -> f32 {
+        -block.m.widen(s)
+    }
+
+    #[inline(always)]
+    fn codes<S: Simd>(s: S, block: &Block) -> S::Bytes {
+        s.nibbles(&block.qs)
     }
 }
 
-impl ShortBlock for Q4_1 {
+impl FewBits for Q4_1 {
     const TOP: u8 = 15;
 
     #[inline(always)]

@@ -9,8 +9,8 @@
 //! weight = d * (q - 16)
 //! ```
 
-use super::short_block::{ShortBlock, WEIGHTS, encode_signed, fifth_bits, five_bits, low_bits};
-use super::{Codes, Encode, Format, Half, Importance};
+use super::short_block::{FewBits, ShortBlock, WEIGHTS, encode_signed, fifth_bits, five_bits, low_bits};
+use super::{Encode, Half, Importance};
 use crate::isa::{Bytes, Simd};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -26,22 +26,23 @@ pub struct Block {
     qs: [u8; 16],
 }
 
-impl Format for Q5_0 {
+impl ShortBlock for Q5_0 {
     type Block = Block;
-    const WEIGHTS: usize = WEIGHTS;
-    const GROUP: usize = WEIGHTS;
     const MIN_CODE: i8 = -16;
     const MAX_CODE: i8 = 15;
 
     #[inline(always)]
-    fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
-        out.scales[0] = block.d.widen(s);
-        let (codes, _) = out.codes.as_chunks_mut();
-        five_bits(s, &block.qs, block.qh).less(16).store(&mut codes[0]);
+    fn scale<S: Simd>(s: S, block: &Block) -> f32 {
+        block.d.widen(s)
+    }
+
+    #[inline(always)]
+    fn codes<S: Simd>(s: S, block: &Block) -> S::Bytes {
+        five_bits(s, &block.qs, block.qh).less(16)
     }
 }
 
-impl ShortBlock for Q5_0 {
+impl FewBits for Q5_0 {
     const TOP: u8 = 31;
 
     #[inline(always)]

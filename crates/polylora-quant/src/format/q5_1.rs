@@ -9,9 +9,9 @@
 //! weight = d * q + m
 //! ```
 
-use super::short_block::{ShortBlock, WEIGHTS, encode_affine, fifth_bits, five_bits, low_bits};
-use super::{Codes, Encode, Format, Half, Importance};
-use crate::isa::{Bytes, Simd};
+use super::short_block::{FewBits, ShortBlock, WEIGHTS, encode_affine, fifth_bits, five_bits, low_bits};
+use super::{Encode, Half, Importance};
+use crate::isa::Simd;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The format.
@@ -27,23 +27,28 @@ pub struct Block {
     qs: [u8; 16],
 }
 
-impl Format for Q5_1 {
+impl ShortBlock for Q5_1 {
     type Block = Block;
-    const WEIGHTS: usize = WEIGHTS;
-    const GROUP: usize = WEIGHTS;
     const MIN_CODE: i8 = 0;
     const MAX_CODE: i8 = 31;
 
     #[inline(always)]
-    fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
-        out.scales[0] = block.d.widen(s);
-        out.mins[0] = -block.m.widen(s);
-        let (codes, _) = out.codes.as_chunks_mut();
-        five_bits(s, &block.qs, block.qh).store(&mut codes[0]);
+    fn scale<S: Simd>(s: S, block: &Block) -> f32 {
+        block.d.widen(s)
+    }
+
+    #[inline(always)]
+    fn min<S: Simd>(s: S, block: &Block) -> f32 {
+        -block.m.widen(s)
+    }
+
+    #[inline(always)]
+    fn codes<S: Simd>(s: S, block: &Block) -> S::Bytes {
+        five_bits(s, &block.qs, block.qh)
     }
 }
 
-impl ShortBlock for Q5_1 {
+impl FewBits for Q5_1 {
     const TOP: u8 = 31;
 
     #[inline(always)]

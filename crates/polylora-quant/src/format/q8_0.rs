@@ -6,9 +6,10 @@
 //! weight = d * q
 //! ```
 
-use super::{Codes, Encode, Format, Half, Importance, codes};
+use super::short_block::ShortBlock;
+use super::{Encode, Half, Importance, codes};
 use crate::isa::Simd;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute_ref};
 
 /// The format.
 pub enum Q8_0 {}
@@ -21,17 +22,19 @@ pub struct Block {
     qs: [i8; 32],
 }
 
-impl Format for Q8_0 {
+impl ShortBlock for Q8_0 {
     type Block = Block;
-    const WEIGHTS: usize = 32;
-    const GROUP: usize = 32;
     const MIN_CODE: i8 = i8::MIN;
     const MAX_CODE: i8 = i8::MAX;
 
     #[inline(always)]
-    fn decode<S: Simd>(s: S, block: &Block, out: &mut Codes) {
-        out.scales[0] = block.d.widen(s);
-        out.codes[..32].copy_from_slice(&block.qs);
+    fn scale<S: Simd>(s: S, block: &Block) -> f32 {
+        block.d.widen(s)
+    }
+
+    #[inline(always)]
+    fn codes<S: Simd>(s: S, block: &Block) -> S::Bytes {
+        s.bytes(transmute_ref!(&block.qs))
     }
 }
 

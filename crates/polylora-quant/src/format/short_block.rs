@@ -1,23 +1,87 @@
-//! The encoders that Q4_0 and Q5_0, and Q4_1 and Q5_1, share: blocks of 32 weights.
+//! Blocks of 32 weights with one scale; and the encoders that Q4_0 and Q5_0, and Q4_1 and Q5_1,
+//! share.
 //!
-//! Codes are packed alike in all four: the low four bits of weights i and i + 16 share byte i, and
+//! Codes are packed alike in these four: the low four bits of weights i and i + 16 share byte i, and
 //! a fifth bit goes to bit i of a word of 32.
 
 use super::columns::columns;
 use super::search::{Groups, Tries, scale_and_min, signed_scale, temper};
-use super::{Format, codes};
+use super::{Codes, Format, MAX_BLOCK, codes};
 use crate::isa::{Bytes, LANES, Lanes, Simd};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Weights in a block.
 pub(super) const WEIGHTS: usize = 32;
+/// Blocks in a slab.
+const BLOCKS: usize = MAX_BLOCK / WEIGHTS;
 
-/// A format of such blocks.
-pub(super) trait ShortBlock: Format {
+/// A [`Format`] of such blocks, by its parts.
+pub trait ShortBlock: 'static {
+    /// See [`Format::Block`].
+    type Block: FromBytes + IntoBytes + Immutable + KnownLayout + Unaligned;
+    /// See [`Format::MIN_CODE`].
+    const MIN_CODE: i8;
+    /// See [`Format::MAX_CODE`].
+    const MAX_CODE: i8;
+
+    /// The block's scale.
+    fn scale<S: Simd>(s: S, block: &Self::Block) -> f32;
+    /// The block's minimum.
+    #[inline(always)]
+    fn min<S: Simd>(_: S, _: &Self::Block) -> f32 {
+        0.0
+    }
+    /// The block's codes.
+    fn codes<S: Simd>(s: S, block: &Self::Block) -> S::Bytes;
+}
+
+impl<F: ShortBlock> Format for F {
+    type Block = F::Block;
+    const WEIGHTS: usize = WEIGHTS;
+    const GROUP: usize = WEIGHTS;
+    const MIN_CODE: i8 = F::MIN_CODE;
+    const MAX_CODE: i8 = F::MAX_CODE;
+
+    #[inline(always)]
+    fn decode<S: Simd>(s: S, block: &F::Block, out: &mut Codes) {
+        out.scales[0] = F::scale(s, block);
+        out.mins[0] = F::min(s, block);
+        F::codes(s, block).store(&mut out.codes.as_chunks_mut().0[0]);
+    }
+
+    /// All eight blocks at once: scales and minima become vectors, codes are shifted before they
+    /// are stored.
+    #[inline(always)]
+    fn decode_slab<S: Simd>(s: S, blocks: &[F::Block], shift: u8, out: &mut Codes) {
+        let mut padded: [F::Block; BLOCKS] = FromZeros::new_zeroed();
+        let blocks = match blocks.as_array::<BLOCKS>() {
+            Some(blocks) => blocks,
+            None => {
+                let bytes = blocks.as_bytes();
+                padded.as_mut_bytes()[..bytes.len()].copy_from_slice(bytes);
+                &padded
+            }
+        };
+        let (mut scales, mut mins) = ([0.0; BLOCKS], [0.0; BLOCKS]);
+        for (b, codes) in out.codes.as_chunks_mut().0.iter_mut().enumerate() {
+            scales[b] = F::scale(s, &blocks[b]);
+            mins[b] = F::min(s, &blocks[b]);
+            F::codes(s, &blocks[b]).less(shift.wrapping_neg()).store(codes);
+        }
+        // scale * code - min == scale * (code + shift) - (min + scale * shift)
+        let (scales, mins) = (s.by_two(&scales), s.by_two(&mins));
+        out.scales = scales.to_array();
+        out.mins = (mins + scales * s.splat(f32::from(shift))).to_array();
+    }
+}
+
+/// A format whose codes have four or five bits.
+pub(super) trait FewBits: ShortBlock {
     /// The highest code.
     const TOP: u8;
 
     /// A block: its scale, the weight of code 0 where the format keeps one, its codes.
-    fn block(scale: f32, low: f32, codes: &[u8; WEIGHTS]) -> Self::Block;
+    fn block(scale: f32, low: f32, codes: &[u8; WEIGHTS]) -> <Self as ShortBlock>::Block;
 }
 
 /// The low four bits of the codes.
@@ -68,11 +132,11 @@ fn mean_square(row: &[f32]) -> f32 {
 
 /// Encodes blocks without a minimum; see [`Encode::encode`](super::Encode::encode).
 #[inline(always)]
-pub(super) fn encode_signed<S: Simd, F: ShortBlock>(
+pub(super) fn encode_signed<S: Simd, F: FewBits>(
     s: S,
     weights: &[f32],
     importance: Option<&[f32]>,
-    out: &mut [F::Block],
+    out: &mut [<F as ShortBlock>::Block],
 ) {
     let half = f32::from(F::TOP / 2 + 1);
     let Some(importance) = importance else {
@@ -106,11 +170,11 @@ pub(super) fn encode_signed<S: Simd, F: ShortBlock>(
 
 /// Encodes blocks with a minimum; see [`Encode::encode`](super::Encode::encode).
 #[inline(always)]
-pub(super) fn encode_affine<S: Simd, F: ShortBlock>(
+pub(super) fn encode_affine<S: Simd, F: FewBits>(
     s: S,
     weights: &[f32],
     importance: Option<&[f32]>,
-    out: &mut [F::Block],
+    out: &mut [<F as ShortBlock>::Block],
 ) {
     let top = f32::from(F::TOP);
     let Some(importance) = importance else {
@@ -135,11 +199,11 @@ pub(super) fn encode_affine<S: Simd, F: ShortBlock>(
 
 /// The part of [`encode_affine`] that takes importance: `SETS` times sixteen blocks at a time.
 #[inline(always)]
-fn weighted_affine<S: Simd, F: ShortBlock, const SETS: usize>(
+fn weighted_affine<S: Simd, F: FewBits, const SETS: usize>(
     s: S,
     weights: &[f32],
     importance: &[f32],
-    out: &mut [F::Block],
+    out: &mut [<F as ShortBlock>::Block],
 ) {
     let top = f32::from(F::TOP);
     const STEP: usize = LANES * WEIGHTS;

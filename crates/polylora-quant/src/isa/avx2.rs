@@ -193,6 +193,15 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn by_two(self, lanes: &[f32; 8]) -> F32 {
+        let eight = op!(_mm256_loadu_ps(lanes.as_ptr()));
+        F32(
+            op!(_mm256_permutevar8x32_ps(eight, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3))),
+            op!(_mm256_permutevar8x32_ps(eight, _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7))),
+        )
+    }
+
+    #[inline(always)]
     fn by_four(self, lanes: &[f32; 4]) -> F32 {
         let four = op!(_mm256_castps128_ps256(_mm_loadu_ps(lanes.as_ptr())));
         F32(

@@ -168,6 +168,13 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn by_two(self, lanes: &[f32; 8]) -> F32 {
+        let eight = op!(_mm512_castps256_ps512(_mm256_loadu_ps(lanes.as_ptr())));
+        let from = op!(_mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7));
+        F32(op!(_mm512_permutexvar_ps(from, eight)))
+    }
+
+    #[inline(always)]
     fn by_four(self, lanes: &[f32; 4]) -> F32 {
         let four = op!(_mm512_castps128_ps512(_mm_loadu_ps(lanes.as_ptr())));
         let from = op!(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3));

@@ -96,6 +96,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn by_two(self, lanes: &[f32; 8]) -> F32 {
+        F32(std::array::from_fn(|i| lanes[i / 2]))
+    }
+
+    #[inline(always)]
     fn by_four(self, lanes: &[f32; 4]) -> F32 {
         F32(std::array::from_fn(|i| lanes[i / 4]))
     }

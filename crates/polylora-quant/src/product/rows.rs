@@ -3,7 +3,7 @@
 //! For one token, what limits it is how fast the weights come from memory.
 
 use super::activations::{Activations, Slab};
-use super::slab::{self, CodesOf, GROUP, SLAB};
+use super::slab::{self, CodesOf, GROUPS, SLAB};
 use crate::format::{Codes, Format};
 use crate::isa::{Isa, Kernel, LANES, Lanes, Simd};
 use crate::row::blocks;
@@ -142,24 +142,23 @@ fn some<S: Simd, F: Format, const T: usize>(
     sums: &mut [[f32; LANES]; T],
 ) {
     let (weights, _) = codes.codes.as_bytes().as_chunks::<STEP>();
-    let (scales, _) = codes.scales.as_chunks::<{ STEP / GROUP }>();
     let mut x_codes: [&[[i8; STEP]]; T] = [&[]; T];
-    let mut x_scales: [&[[f32; 2]]; T] = [&[]; T];
+    let mut scales = [[0.0; GROUPS]; T];
     let mut totals = [s.splat(0.0); T];
     for t in 0..T {
-        (x_codes[t], x_scales[t]) = (x[t].codes.as_chunks().0, x[t].scales.as_chunks().0);
+        x_codes[t] = x[t].codes.as_chunks().0;
+        scales[t] = (s.load(&codes.scales) * s.load(&x[t].scales)).to_array();
         totals[t] = s.load(&x[t].sums).mul_add(mins, s.load(&sums[t]));
     }
     for step in 0..steps.min(SLAB / STEP) {
-        let scale = s.by_four(&scales[step]);
         for t in 0..T {
             let dot = if CodesOf::<S, F>::SIGNED {
                 s.dot::<true>(&weights[step], &x_codes[t][step])
             } else {
                 s.dot::<false>(&weights[step], &x_codes[t][step])
             };
-            let [low, high] = x_scales[t][step];
-            totals[t] = (dot * scale).mul_add(s.by_eight(low, high), totals[t]);
+            let (scales, _) = scales[t].as_chunks();
+            totals[t] = dot.mul_add(s.by_four(&scales[step]), totals[t]);
         }
     }
     for t in 0..T {
@@ -178,16 +177,15 @@ fn dots<S: Simd, F: Format>(
 ) -> S::F32 {
     let (weights, _) = codes.codes.as_bytes().as_chunks::<STEP>();
     let (x_codes, _) = x.codes.as_chunks::<STEP>();
-    let (scales, _) = codes.scales.as_chunks::<{ STEP / GROUP }>();
-    let (x_scales, _) = x.scales.as_chunks::<2>();
+    let scales = (s.load(&codes.scales) * s.load(&x.scales)).to_array();
+    let (scales, _) = scales.as_chunks();
     for step in 0..steps.min(SLAB / STEP) {
         let dot = if CodesOf::<S, F>::SIGNED {
             s.dot::<true>(&weights[step], &x_codes[step])
         } else {
             s.dot::<false>(&weights[step], &x_codes[step])
         };
-        let [low, high] = x_scales[step];
-        sum = (dot * s.by_four(&scales[step])).mul_add(s.by_eight(low, high), sum);
+        sum = dot.mul_add(s.by_four(&scales[step]), sum);
     }
     sum
 }
