@@ -20,8 +20,7 @@ pub struct Activations {
 #[repr(align(64))] // The codes are read a register at a time.
 pub(super) struct Slab {
     pub(super) codes: [i8; SLAB],
-    /// For each group of weights: those of one [`ACTIVATION_GROUP`] are the same.
-    pub(super) scales: [f32; GROUPS],
+    pub(super) scales: [f32; SLAB / ACTIVATION_GROUP],
     /// `scale * (sum of the codes)` of each group of weights: what their minimum multiplies.
     pub(super) sums: [f32; GROUPS],
     /// The sums of two groups.
@@ -31,7 +30,7 @@ pub(super) struct Slab {
 impl Slab {
     const ZERO: Slab = Slab {
         codes: [0; SLAB],
-        scales: [0.0; GROUPS],
+        scales: [0.0; SLAB / ACTIVATION_GROUP],
         sums: [0.0; GROUPS],
         sums_of_two: [0.0; GROUPS / 2],
     };
@@ -124,8 +123,7 @@ fn quantize<S: Simd>(s: S, values: &[f32; SLAB], slab: &mut Slab) {
         let low = s.nearest_int((low * inverse).max(lowest).min(highest));
         let high = s.nearest_int((high * inverse).max(lowest).min(highest));
 
-        slab.scales[2 * g] = scale;
-        slab.scales[2 * g + 1] = scale;
+        slab.scales[g] = scale;
         slab.sums[2 * g] = scale * low.sum();
         slab.sums[2 * g + 1] = scale * high.sum();
         slab.sums_of_two[g] = slab.sums[2 * g] + slab.sums[2 * g + 1];
@@ -155,7 +153,7 @@ mod tests {
                 let x = quantized(isa, &values);
                 for (k, value) in values.iter().enumerate() {
                     let slab = &x.token(0)[k / SLAB];
-                    let scale = slab.scales[k % SLAB / GROUP];
+                    let scale = slab.scales[k % SLAB / ACTIVATION_GROUP];
                     let code = slab.codes[k % SLAB];
                     let error = (value - scale * f32::from(code)).abs();
                     assert!(error <= scale * 0.5001, "{}: value {k} of {columns}", isa.name());
@@ -164,7 +162,7 @@ mod tests {
                     for (g, sum) in slab.sums.iter().enumerate() {
                         let codes = &slab.codes[g * GROUP..][..GROUP];
                         let codes: i32 = codes.iter().map(|&code| i32::from(code)).sum();
-                        assert_eq!(*sum, slab.scales[g] * codes as f32);
+                        assert_eq!(*sum, slab.scales[g / 2] * codes as f32);
                     }
                 }
             }
@@ -178,7 +176,7 @@ mod tests {
         x.reset(1, 40);
         x.tokens_mut().for_each(|mut token| token.quantize(isa, &[2.0; 40]));
         assert_eq!(x.token(0)[0].codes[39..42], [127, 0, 0]);
-        assert_eq!(x.token(0)[0].scales[4..], [0.0; 12]);
+        assert_eq!(x.token(0)[0].scales[2..], [0.0; 6]);
     }
 
     #[test]

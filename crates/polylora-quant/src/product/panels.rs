@@ -264,7 +264,7 @@ fn tile<S: Simd, const T: usize, const WIDTH: usize, const SIGNED: bool>(
         let first = g * WIDTH / GROUP;
         let (scales, offsets) = (s.load(&panel.scales[first]), s.load(&panel.offsets[first]));
         for t in 0..T {
-            let scale = s.splat(x[t].scales[first]);
+            let scale = s.splat(x[t].scales[g * WIDTH / ACTIVATION_GROUP]);
             let sum = if WIDTH == GROUP { x[t].sums[g] } else { x[t].sums_of_two[g % 8] };
             totals[t] = (products[t] * scales).mul_add(scale, totals[t]);
             totals[t] = offsets.mul_add(s.splat(sum), totals[t]);

@@ -147,7 +147,7 @@ fn some<S: Simd, F: Format, const T: usize>(
     let mut totals = [s.splat(0.0); T];
     for t in 0..T {
         x_codes[t] = x[t].codes.as_chunks().0;
-        scales[t] = (s.load(&codes.scales) * s.load(&x[t].scales)).to_array();
+        scales[t] = (s.load(&codes.scales) * s.by_two(&x[t].scales)).to_array();
         totals[t] = s.load(&x[t].sums).mul_add(mins, s.load(&sums[t]));
     }
     for step in 0..steps.min(SLAB / STEP) {
@@ -177,7 +177,7 @@ fn dots<S: Simd, F: Format>(
 ) -> S::F32 {
     let (weights, _) = codes.codes.as_bytes().as_chunks::<STEP>();
     let (x_codes, _) = x.codes.as_chunks::<STEP>();
-    let scales = (s.load(&codes.scales) * s.load(&x.scales)).to_array();
+    let scales = (s.load(&codes.scales) * s.by_two(&x.scales)).to_array();
     let (scales, _) = scales.as_chunks();
     for step in 0..steps.min(SLAB / STEP) {
         let dot = if CodesOf::<S, F>::SIGNED {

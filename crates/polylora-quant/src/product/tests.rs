@@ -1,6 +1,6 @@
 //! Every type on every instruction set, against double precision.
 
-use super::slab::{GROUP, SLAB};
+use super::slab::SLAB;
 use super::*;
 use crate::dequantize;
 
@@ -65,7 +65,7 @@ fn activations(isa: Isa, values: &[f32], columns: usize) -> (Activations, Vec<f3
     for token in 0..x.tokens() {
         quantized.extend((0..columns).map(|k| {
             let slab = &x.token(token as u32)[k / SLAB];
-            slab.scales[k % SLAB / GROUP] * f32::from(slab.codes[k % SLAB])
+            slab.scales[k % SLAB / ACTIVATION_GROUP] * f32::from(slab.codes[k % SLAB])
         }));
     }
     (x, quantized)
