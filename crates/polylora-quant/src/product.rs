@@ -13,6 +13,7 @@
 //! the instruction set; so does the last bit of a result.
 
 mod activations;
+mod ahead;
 mod exact;
 mod float_panels;
 pub(crate) mod panels;
@@ -58,7 +59,7 @@ pub struct Scratch {
 ///
 /// `weights` holds `rows` whole rows of `x.columns()` weights; `out` is `[tokens.len()][rows]`.
 /// `tokens` may name tokens in any order, any of them several times. `ahead` is what is needed
-/// next: [`Way::Many`], which computes more than it reads, asks for it from memory meanwhile.
+/// next; it is asked for from memory meanwhile.
 ///
 /// # Errors
 /// Where `ty` is not a type of blocks (see [`multiply_exact`]), a length does not fit, or `tokens`
@@ -81,12 +82,12 @@ pub fn multiply(
     if rows == 0 || tokens.is_empty() {
         return Ok(());
     }
-    let what = Rows { weights, x, tokens, out, stride: rows };
+    let what = Rows { weights, x, tokens, out, stride: rows, ahead };
     match way {
         Way::Few => (product.rows)(isa, what),
         Way::Many => {
             let panel = scratch.panel.get_or_insert_with(|| Box::new(Panel::ZERO));
-            panels::multiply_panels(isa, product.panels, what, panel, &mut scratch.sums, ahead);
+            panels::multiply_panels(isa, product.panels, what, panel, &mut scratch.sums);
         }
     }
     Ok(())

@@ -5,7 +5,8 @@
 //! the first cache.
 
 use super::activations::{ACTIVATION_GROUP, Activations, Slab};
-use super::rows::{CACHE_LINE, Rows};
+use super::ahead::Ahead;
+use super::rows::Rows;
 use super::slab::{self, GROUP, GROUPS, SLAB};
 use crate::format::{Codes, Format};
 use crate::isa::{Isa, Kernel, LANES, Lanes, Simd, span};
@@ -62,10 +63,9 @@ pub(crate) struct Layout {
 pub(super) fn multiply_panels(
     isa: Isa,
     layout: Layout,
-    Rows { weights, x, tokens, out, stride }: Rows<'_>,
+    Rows { weights, x, tokens, out, stride, ahead }: Rows<'_>,
     panel: &mut Panel,
     sums: &mut Vec<Sums>,
-    ahead: &[&[u8]],
 ) {
     let row_bytes = weights.len() / stride;
     let steps = stride.div_ceil(LANES) * x.columns().div_ceil(SLAB);
@@ -153,34 +153,6 @@ struct Tiles<'a, 'b> {
     tokens: &'a [u32],
     sums: &'a mut [Sums],
     ahead: &'a mut Ahead<'b>,
-}
-
-/// Bytes that are asked for from memory a few lines at a time: all at once would wait for each
-/// other, and the product for them.
-struct Ahead<'a> {
-    rest: &'a [&'a [u8]],
-    /// Where in the first of `rest`.
-    at: usize,
-    lines_per_step: usize,
-}
-
-impl<'a> Ahead<'a> {
-    fn new(slices: &'a [&'a [u8]], steps: usize) -> Ahead<'a> {
-        let lines: usize = slices.iter().map(|bytes| bytes.len().div_ceil(CACHE_LINE)).sum();
-        Ahead { rest: slices, at: 0, lines_per_step: lines.div_ceil(steps.max(1)) }
-    }
-
-    #[inline(always)]
-    fn step<S: Simd>(&mut self, s: S) {
-        for _ in 0..self.lines_per_step {
-            let Some((bytes, rest)) = self.rest.split_first() else { return };
-            s.prefetch(bytes, self.at);
-            self.at += CACHE_LINE;
-            if self.at >= bytes.len() {
-                (self.rest, self.at) = (rest, 0);
-            }
-        }
-    }
 }
 
 impl Kernel for Tiles<'_, '_> {

@@ -3,6 +3,7 @@
 //! For one token, what limits it is how fast the weights come from memory.
 
 use super::activations::{Activations, Slab};
+use super::ahead::{Ahead, CACHE_LINE};
 use super::slab::{self, CodesOf, GROUPS, SLAB};
 use crate::format::{Codes, Format};
 use crate::isa::{Isa, Kernel, LANES, Lanes, Simd};
@@ -17,8 +18,6 @@ const BLOCK: usize = 32;
 
 /// How far ahead weights are asked for: a few blocks, less than a page.
 const AHEAD: usize = 2048;
-/// Bytes that come from memory together.
-pub(super) const CACHE_LINE: usize = 64;
 
 /// Codes that are multiplied at a time.
 const STEP: usize = 4 * LANES;
@@ -31,6 +30,8 @@ pub(crate) struct Rows<'a> {
     pub(super) tokens: &'a [u32],
     pub(super) out: &'a mut [f32],
     pub(super) stride: usize,
+    /// What is needed next.
+    pub(super) ahead: &'a [&'a [u8]],
 }
 
 /// Fills in [`Rows`].
@@ -50,9 +51,9 @@ pub(crate) fn multiply_rows<F: Format>(isa: Isa, rows: Rows<'_>) {
         }
     }
 
-    let Rows { weights, x, tokens, out, stride } = rows;
+    let Rows { weights, x, tokens, out, stride, ahead } = rows;
     for (tokens, out) in tokens.chunks(BLOCK).zip(out.chunks_mut(BLOCK * stride)) {
-        isa.run(Of::<F>(blocks(weights), Rows { weights, x, tokens, out, stride }));
+        isa.run(Of::<F>(blocks(weights), Rows { weights, x, tokens, out, stride, ahead }));
     }
 }
 
@@ -61,8 +62,9 @@ pub(crate) fn multiply_rows<F: Format>(isa: Isa, rows: Rows<'_>) {
 fn multiply<S: Simd, F: Format, const N: usize>(
     s: S,
     weights: &[F::Block],
-    Rows { x, tokens, out, stride, .. }: Rows,
+    Rows { x, tokens, out, stride, ahead, .. }: Rows,
 ) {
+    let mut ahead = Ahead::new(ahead, stride);
     let mut slabs: [&[Slab]; N] = [&[]; N];
     for (slabs, &token) in slabs.iter_mut().zip(tokens) {
         *slabs = x.token(token);
@@ -71,6 +73,7 @@ fn multiply<S: Simd, F: Format, const N: usize>(
 
     let mut codes = Codes::ZERO;
     for (r, row) in weights.chunks_exact(x.columns() / F::WEIGHTS).enumerate() {
+        ahead.step(s);
         let mut sums = [s.splat(0.0); N];
         for (n, blocks) in row.chunks(SLAB / F::WEIGHTS).enumerate() {
             ask_ahead(s, blocks.as_bytes());
