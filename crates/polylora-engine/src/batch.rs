@@ -106,8 +106,6 @@ impl Batch {
 pub(crate) struct RowSet {
     /// Which of a stack of experts; 0 elsewhere.
     pub(crate) expert: usize,
-    /// Whether there are others with other experts.
-    pub(crate) is_expert: bool,
     /// The rows of the input, `0..n` for a dense layer.
     pub(crate) inputs: Vec<u32>,
     /// The row of the output of the first; the others follow.
@@ -139,12 +137,11 @@ impl RowSet {
                 _ => runs.push((place..place + 1, way)),
             }
         }
-        let is_expert = expert.is_some();
-        if is_expert {
+        if expert.is_some() {
             // Of a long prompt an expert sees few tokens, for which panels would be slow.
             runs = vec![(0..inputs.len(), Way::of(inputs.len()))];
         }
-        RowSet { expert: expert.unwrap_or(0), is_expert, inputs, first, applied, runs }
+        RowSet { expert: expert.unwrap_or(0), inputs, first, applied, runs }
     }
 
     /// Number of rows.
@@ -163,7 +160,7 @@ impl RowSet {
 }
 
 /// The part of an ascending list that lies in a range.
-pub(crate) fn within<'a>(places: &'a [u32], range: &Range<usize>) -> &'a [u32] {
+fn within<'a>(places: &'a [u32], range: &Range<usize>) -> &'a [u32] {
     let below = |limit: usize| places.partition_point(|&place| (place as usize) < limit);
     &places[below(range.start)..below(range.end)]
 }

@@ -373,7 +373,7 @@ impl Engine {
             }
             let rows = [batch.all_rows()];
             let output = [&layer.attention_output];
-            attended.prepare(&context, &batch, &output, &rows, &mut [], |_, _, _| {});
+            attended.prepare(&context, &output, batch.len(), &mut [], |_, _, _| {});
             buffers.branch.resize(batch.len() * hidden, 0.0);
             attended.multiply(&context, &batch, &output, &rows, &mut buffers.branch);
 
@@ -436,7 +436,6 @@ impl Buffers {
         let &Description { hidden, norm_eps, residual_scale, .. } = &model.description;
         let (isa, branch) = (context.isa, &self.branch);
         self.normed.reset(batch.len(), hidden);
-        let rows = [batch.all_rows()];
         let fill = |row: usize, residual: &mut [f32], normed: &mut [f32]| {
             if let Some(post_norm) = pending {
                 let mut branch = &branch[row * hidden..][..hidden];
@@ -449,7 +448,7 @@ impl Buffers {
             }
             vector::rms_norm(isa, residual, &norm_weight(norm, batch, row), norm_eps, normed);
         };
-        self.normed.prepare(context, batch, readers, &rows, &mut self.residual, fill);
+        self.normed.prepare(context, readers, batch.len(), &mut self.residual, fill);
     }
 }
 

@@ -18,7 +18,7 @@ pub(crate) fn dense(
     let columns = down[0].columns;
     inner.reset(batch.len(), columns);
     normed.multiply_gated(context, batch, gate_up, &sets, activation, &mut inner.values);
-    inner.prepare(context, batch, down, &sets, &mut [], |_, _, _| {});
+    inner.prepare(context, down, batch.len(), &mut [], |_, _, _| {});
     inner.multiply(context, batch, down, &sets, out);
 }
 
@@ -58,11 +58,10 @@ impl Mixture<'_> {
         let routes = self.route(context, batch, &mut scores);
 
         let gate_up = [self.gate, self.up];
-        normed.reduce_experts(context, batch, &gate_up, &routes.into);
         inner.reset(routes.slots, self.down.columns);
         let sets = &routes.into;
         normed.multiply_gated(context, batch, &gate_up, sets, activation, &mut inner.values);
-        inner.prepare(context, batch, &[self.down], &routes.between, &mut [], |_, _, _| {});
+        inner.prepare(context, &[self.down], routes.slots, &mut [], |_, _, _| {});
         let mut outputs = vec![0.0; routes.slots * self.down.rows];
         inner.multiply(context, batch, &[self.down], &routes.between, &mut outputs);
 

@@ -1,20 +1,22 @@
 //! Linear layers over a batch: quantized weights and low-rank changes in one pass.
 //!
 //! ```text
-//! prepare    x rounded to 8 bits, and lora_a x, in one phase over rows
-//! multiply   W x for some rows of W, then lora_b (lora_a x) added while they are in the cache
+//! prepare    x rounded to 8 bits, in a phase over rows
+//! multiply   lora_a x, then W x for some rows of W, to which lora_b (lora_a x) is added while they
+//!            are in the cache, in one phase: nobody waits for lora_a x, which is done long before
+//!            the first W x is
 //! ```
 
 use crate::adapter::{LinearChange, Pair};
-use crate::batch::{Batch, RowSet, within};
+use crate::batch::{Batch, RowSet};
 use crate::model::{Activation, Linear};
-use crate::pool::{Pool, Tile, tiles};
+use crate::pool::{Pool, Tile, pause, tiles};
 use polylora_quant::Isa;
 use polylora_quant::isa::LANES as PANEL_ROWS;
-use polylora_quant::product::{self, ActivationMut, Activations, FloatPanels};
+use polylora_quant::product::{self, ActivationMut, Activations, FloatPanels, Way};
 use polylora_quant::vector;
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 /// What every phase works with.
 pub(crate) struct Context<'a> {
@@ -52,106 +54,91 @@ pub(crate) struct Inputs {
     /// `(rows, columns)`
     pub(crate) values: Vec<f32>,
     activations: Activations,
-    reduced: Reduced,
 }
 
-/// `lora_a x`, for every row and every adapter that applies to it.
-#[derive(Debug, Default)]
-struct Reduced {
-    /// Values of a row.
-    width: usize,
-    /// `(rows, width)`
-    values: Vec<f32>,
-    places: Vec<Place>,
-}
-
-/// Where in a row the reduced inputs of one pair lie.
-#[derive(Debug)]
-struct Place {
-    /// The adapter's number in the batch.
-    adapter: usize,
-    /// The layer's.
+/// `lora_a x` of one pair for some rows of a set: one thread works it out, all read it.
+struct Reduced<'a> {
+    set: &'a RowSet,
+    /// The layer's number.
     site: usize,
-    /// The pair's in the adapter's change of the layer.
-    pair: usize,
-    expert: usize,
-    offset: usize,
+    pair: &'a Pair,
+    way: Way,
+    /// Which rows of the set.
+    rows: &'a [u32],
+    /// `(rows, padded rank)`
+    values: OnceLock<Vec<f32>>,
 }
 
-impl Reduced {
-    /// Finds a place for every pair. Adapters that apply to no row together share theirs, and so do
-    /// experts, for a row passes one at a time.
-    fn place<'a>(
-        &mut self,
-        batch: &Batch,
-        linears: impl Iterator<Item = &'a Linear> + Clone,
-        sets: &'a [RowSet],
-    ) {
-        let rows = sets.iter().map(RowSet::len).sum();
-        self.places.clear();
-        self.width = 0;
-        // How much of each row is taken.
-        let mut taken = vec![0; rows];
-        for (adapter, loaded) in batch.adapters.iter().enumerate() {
-            let its_rows = || {
-                let of_set = |set: &'a RowSet| {
-                    set.applied[adapter].iter().map(|&row| set.first + row as usize)
-                };
-                sets.iter().flat_map(of_set)
-            };
-            let mut end = its_rows().map(|row| taken[row]).max().unwrap_or(0);
-            for linear in linears.clone() {
-                let Some(change) = loaded.linear(linear.site) else { continue };
-                let (start, first) = (end, self.places.len());
-                for (pair, factors) in change.pairs.iter().enumerate() {
-                    let expert = factors.expert;
-                    let of_expert = self.places[first..].iter().filter(|p| p.expert == expert);
-                    let after = |p: &Place| p.offset + padded_rank(&change.pairs[p.pair].down);
-                    let offset = of_expert.map(after).max().unwrap_or(start);
-                    end = end.max(offset + padded_rank(&factors.down));
-                    self.places.push(Place { adapter, site: linear.site, pair, expert, offset });
+/// Rows that a thread takes through `lora_a` at a time.
+const REDUCED: usize = 32;
+
+impl<'a> Reduced<'a> {
+    /// Of all pairs that adapters have for `linears`.
+    fn all(batch: &'a Batch, linears: &[&Linear], sets: &'a [RowSet]) -> Vec<Reduced<'a>> {
+        let mut all = Vec::new();
+        for set in sets {
+            for (adapter, applied) in batch.adapters.iter().zip(&set.applied) {
+                for linear in linears {
+                    let Some(change) = adapter.linear(linear.site) else { continue };
+                    let its_pairs = change.pairs.iter().filter(|pair| pair.expert == set.expert);
+                    for pair in its_pairs {
+                        for (way, rows) in set.by_way(applied) {
+                            all.extend(rows.chunks(REDUCED).map(|rows| Reduced {
+                                set,
+                                site: linear.site,
+                                pair,
+                                way,
+                                rows,
+                                values: OnceLock::new(),
+                            }));
+                        }
+                    }
                 }
             }
-            its_rows().for_each(|row| taken[row] = end);
-            self.width = self.width.max(end);
         }
-        self.values.clear();
-        self.values.resize(rows * self.width, 0.0);
+        all
     }
 
-    /// `lora_a x` for some rows of a set; `out` has as many rows, all zero.
-    fn reduce(
-        &self,
-        context: &Context<'_>,
-        batch: &Batch,
-        rows: &Rows<'_, impl Fn(usize) -> u32>,
-        out: &mut [f32],
-        pairs: &mut Vec<(u32, u32)>,
-    ) {
-        let Rows { set, range, x, columns, row_of } = rows;
-        for place in self.places.iter().filter(|place| place.expert == set.expert) {
-            let change = batch.adapters[place.adapter].linear(place.site).expect("it has a place");
-            let down = &change.pairs[place.pair].down;
-            for (way, rows) in set.by_way(within(&set.applied[place.adapter], range)) {
-                pairs.clear();
-                let pair = |&row: &u32| (row_of(row as usize), row - range.start as u32);
-                pairs.extend(rows.iter().map(pair));
-                let (all, out) = (0..down.panels(), &mut out[place.offset..]);
-                down.multiply_add(context.isa, way, all, x, *columns, pairs, out, self.width);
+    /// From one row of its values to the next: ranks fill whole panels.
+    fn stride(&self) -> usize {
+        self.pair.down.panels() * PANEL_ROWS
+    }
+
+    /// Works it out, from `x` of any rows by `columns`.
+    fn reduce(&self, isa: Isa, x: &[f32], columns: usize, pairs: &mut Vec<(u32, u32)>) {
+        /// Others wait for the values, even where a panic is on its way.
+        struct Given<'a>(&'a OnceLock<Vec<f32>>, Vec<f32>);
+        impl Drop for Given<'_> {
+            fn drop(&mut self) {
+                let _ = self.0.set(std::mem::take(&mut self.1));
+            }
+        }
+
+        let (down, stride) = (&self.pair.down, self.stride());
+        let mut given = Given(&self.values, vec![0.0; self.rows.len() * stride]);
+        pairs.clear();
+        pairs.extend(
+            self.rows.iter().zip(0..).map(|(&row, to)| (self.set.inputs[row as usize], to)),
+        );
+        let panels = 0..down.panels();
+        down.multiply_add(isa, self.way, panels, x, columns, pairs, &mut given.1, stride);
+    }
+
+    /// The values; waits for the thread that works them out, which began before this was asked.
+    fn values(&self) -> &[f32] {
+        let mut spins = 0;
+        loop {
+            match self.values.get() {
+                Some(values) => return values,
+                None => pause(&mut spins),
             }
         }
     }
-}
 
-/// Rows of a set that are taken through `lora_a`.
-struct Rows<'a, F: Fn(usize) -> u32> {
-    set: &'a RowSet,
-    range: Range<usize>,
-    /// `(any rows, columns)`
-    x: &'a [f32],
-    columns: usize,
-    /// Where in `x` a row of the set is.
-    row_of: F,
+    /// Whether it is for the rows of a part.
+    fn is_of(&self, part: &Part<'_>) -> bool {
+        self.site == part.linear.site && std::ptr::eq(self.set, part.set)
+    }
 }
 
 /// Some rows of a layer, to be multiplied with a set of rows.
@@ -161,23 +148,16 @@ struct Part<'a> {
     set: &'a RowSet,
 }
 
-/// Ranks fill whole panels.
-fn padded_rank(down: &FloatPanels) -> usize {
-    down.panels() * PANEL_ROWS
-}
-
-/// Rows that one thread prepares together: enough to read an adapter's factors once for several.
+/// Rows that one thread prepares together.
 const BLOCK: usize = 8;
 
 /// A part of a phase over rows.
 struct Block<'a> {
-    set: &'a RowSet,
-    /// Which of the set's rows.
-    range: Range<usize>,
+    /// The number of its first row.
+    first: usize,
     values: &'a mut [f32],
     residual: &'a mut [f32],
     activations: Vec<ActivationMut<'a>>,
-    reduced: &'a mut [f32],
 }
 
 /// The first `len` values of a slice, which then begins after them.
@@ -192,99 +172,45 @@ impl Inputs {
         self.values.resize(rows * columns, 0.0);
     }
 
-    /// Makes all rows ready for the products of `linears`. The rows of `sets` follow each other. Of
-    /// a stack of experts, only the rows of sets for one expert are taken through its `lora_a`: see
-    /// [`reduce_experts`](Inputs::reduce_experts) for the others.
+    /// Makes all `rows` ready for the products of `linears`.
     ///
     /// `fill` is called for each row first, with its number, its part of `residual` (which may be
     /// empty) and its values.
     pub(crate) fn prepare(
         &mut self,
         context: &Context<'_>,
-        batch: &Batch,
         linears: &[&Linear],
-        sets: &[RowSet],
+        rows: usize,
         residual: &mut [f32],
         fill: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
     ) {
         let columns = self.columns;
-        let rows: usize = sets.iter().map(RowSet::len).sum();
         let rounds = !context.exact && linears.iter().any(|linear| linear.is_quantized());
         self.activations.reset(if rounds { rows } else { 0 }, columns);
-        let mut reduced = std::mem::take(&mut self.reduced);
-        let is_routed = sets.first().is_none_or(|set| set.is_expert);
-        let reducing = linears.iter().copied().filter(|linear| linear.is_stack() == is_routed);
-        reduced.place(batch, reducing, sets);
-        let mut reduced_values = std::mem::take(&mut reduced.values);
 
-        // By the number of rows alone: how sums are taken must not depend on the threads.
         let step = (rows / 8).clamp(1, BLOCK);
         let residual_columns = residual.len() / rows.max(1);
-        let (mut values, mut residual, mut reduced_rest) =
-            (&mut self.values[..], residual, &mut reduced_values[..]);
+        let (mut values, mut residual) = (&mut self.values[..], residual);
         let mut activations = self.activations.tokens_mut();
-        let mut blocks = Vec::with_capacity(rows / step + sets.len());
-        for set in sets {
-            for start in (0..set.len()).step_by(step) {
-                let range = start..set.len().min(start + step);
-                blocks.push(Block {
-                    values: cut(&mut values, range.len() * columns),
-                    residual: cut(&mut residual, range.len() * residual_columns),
-                    activations: activations.by_ref().take(range.len()).collect(),
-                    reduced: cut(&mut reduced_rest, range.len() * reduced.width),
-                    set,
-                    range,
-                });
-            }
+        let mut blocks = Vec::with_capacity(rows.div_ceil(step));
+        for first in (0..rows).step_by(step) {
+            let count = step.min(rows - first);
+            blocks.push(Block {
+                first,
+                values: cut(&mut values, count * columns),
+                residual: cut(&mut residual, count * residual_columns),
+                activations: activations.by_ref().take(count).collect(),
+            });
         }
-        context.pool.for_each(&mut blocks, |thread, block| {
-            let scratch = &mut *context.scratch(thread);
+        context.pool.for_each(&mut blocks, |_, block| {
             for (i, values) in block.values.chunks_exact_mut(columns).enumerate() {
                 let residual = &mut block.residual[i * residual_columns..][..residual_columns];
-                fill(block.set.first + block.range.start + i, residual, values);
+                fill(block.first + i, residual, values);
                 if let Some(activation) = block.activations.get_mut(i) {
                     activation.quantize(context.isa, values);
                 }
             }
-            let start = block.range.start;
-            let row_of = |row: usize| (row - start) as u32;
-            let (set, range, x) = (block.set, block.range.clone(), &*block.values);
-            let rows = Rows { set, range, x, columns, row_of };
-            reduced.reduce(context, batch, &rows, block.reduced, &mut scratch.pairs);
         });
-        drop(blocks);
-        drop(activations);
-        reduced.values = reduced_values;
-        self.reduced = reduced;
-    }
-
-    /// Takes rows that are prepared already through the `lora_a` of a stack of experts: which of
-    /// them a row meets was not known before.
-    pub(crate) fn reduce_experts(
-        &mut self,
-        context: &Context<'_>,
-        batch: &Batch,
-        linears: &[&Linear],
-        sets: &[RowSet],
-    ) {
-        let columns = self.columns;
-        let mut reduced = std::mem::take(&mut self.reduced);
-        reduced.place(batch, linears.iter().copied(), sets);
-        if reduced.width > 0 {
-            let mut out = std::mem::take(&mut reduced.values);
-            let mut rest = &mut out[..];
-            let mut parts: Vec<(&RowSet, &mut [f32])> =
-                sets.iter().map(|set| (set, cut(&mut rest, set.len() * reduced.width))).collect();
-            let x = &self.values;
-            context.pool.for_each(&mut parts, |thread, (set, out)| {
-                let pairs = &mut context.scratch(thread).pairs;
-                let row_of = |row: usize| set.inputs[row];
-                let rows = Rows { set, range: 0..set.len(), x, columns, row_of };
-                reduced.reduce(context, batch, &rows, out, pairs);
-            });
-            reduced.values = out;
-        }
-        self.reduced = reduced;
     }
 
     /// `out[row] = W x + bias` with all that adapters add, each set with its expert; for one or more
@@ -302,10 +228,12 @@ impl Inputs {
         for &linear in linears {
             columns.extend(chunks(linear.rows, chunk).map(|rows| (linear, rows)));
         }
-        for_each_tile(context, &columns, sets, out, |set, (linear, rows), tile, scratch| {
+        let reduced = Reduced::all(batch, linears, sets);
+        self.for_each_tile(context, &reduced, &columns, sets, out, |set, at, tile, scratch| {
+            let (linear, rows) = at;
             let mut out = std::mem::take(&mut scratch.out);
             let part = Part { linear, rows: rows.clone(), set };
-            self.product(context, batch, part, scratch, &mut out);
+            self.product(context, batch, &reduced, part, scratch, &mut out);
             tile.fill(&out);
             scratch.out = out;
         });
@@ -329,21 +257,29 @@ impl Inputs {
         let chunk = chunk(context, 2 * inner, sets);
         let columns: Vec<((), Range<usize>)> =
             chunks(inner, chunk).map(|rows| ((), rows)).collect();
-        for_each_tile(context, &columns, sets, out, |set, ((), rows), tile, scratch| {
-            let (mut gated, mut upped) =
-                (std::mem::take(&mut scratch.out), std::mem::take(&mut scratch.second));
-            let up_rows = up_start + rows.start..up_start + rows.end;
-            let gate_part = Part { linear: gate, rows: rows.clone(), set };
-            self.product(context, batch, gate_part, scratch, &mut gated);
-            let up_part = Part { linear: up, rows: up_rows, set };
-            self.product(context, batch, up_part, scratch, &mut upped);
-            match activation {
-                Activation::Silu => vector::silu_mul(context.isa, &mut gated, &upped),
-                Activation::Gelu => vector::gelu_mul(context.isa, &mut gated, &upped),
-            }
-            tile.fill(&gated);
-            (scratch.out, scratch.second) = (gated, upped);
-        });
+        let reduced = Reduced::all(batch, gate_up, sets);
+        self.for_each_tile(
+            context,
+            &reduced,
+            &columns,
+            sets,
+            out,
+            |set, (_, rows), tile, scratch| {
+                let (mut gated, mut upped) =
+                    (std::mem::take(&mut scratch.out), std::mem::take(&mut scratch.second));
+                let up_rows = up_start + rows.start..up_start + rows.end;
+                let gate_part = Part { linear: gate, rows: rows.clone(), set };
+                self.product(context, batch, &reduced, gate_part, scratch, &mut gated);
+                let up_part = Part { linear: up, rows: up_rows, set };
+                self.product(context, batch, &reduced, up_part, scratch, &mut upped);
+                match activation {
+                    Activation::Silu => vector::silu_mul(context.isa, &mut gated, &upped),
+                    Activation::Gelu => vector::gelu_mul(context.isa, &mut gated, &upped),
+                }
+                tile.fill(&gated);
+                (scratch.out, scratch.second) = (gated, upped);
+            },
+        );
     }
 
     /// The products of some rows of a layer: `(rows of the set, rows of the layer)`.
@@ -351,6 +287,7 @@ impl Inputs {
         &self,
         context: &Context<'_>,
         batch: &Batch,
+        reduced: &[Reduced<'_>],
         part: Part<'_>,
         scratch: &mut Scratch,
         out: &mut Vec<f32>,
@@ -366,10 +303,11 @@ impl Inputs {
         out.resize(set.len() * rows.len(), 0.0);
         let (isa, ty) = (context.isa, linear.tensor.ty);
         let part = Part { linear, rows: rows.clone(), set };
-        let its_pairs = self.pairs_of(batch, &part);
-        let its_pairs = its_pairs.filter(|(place, _)| !set.applied[place.adapter].is_empty());
-        let next: Vec<&[u8]> = its_pairs
-            .map(|(_, pair)| pair.up.bytes_of(panels_in(&pair.up, pair.first_row, &rows)))
+        let reduced = || reduced.iter().filter(|reduced| reduced.is_of(&part));
+        let next: Vec<&[u8]> = reduced()
+            .map(|Reduced { pair, .. }| {
+                pair.up.bytes_of(panels_in(&pair.up, pair.first_row, &rows))
+            })
             .collect();
         let product = &mut scratch.product;
         for (run, way) in &set.runs {
@@ -384,7 +322,7 @@ impl Inputs {
             }
             .expect("the model's tensors were checked when it was opened");
         }
-        self.add_changes(context, batch, &part, scratch, out);
+        self.add_changes(context, batch, reduced(), &part, scratch, out);
         if let Some(bias) = &linear.bias {
             for out in out.chunks_exact_mut(rows.len()) {
                 out.iter_mut().zip(&bias[rows.clone()]).for_each(|(out, bias)| *out += bias);
@@ -399,25 +337,12 @@ impl Inputs {
         }
     }
 
-    /// What adapters have for the weights of a part, and where their reduced inputs lie.
-    fn pairs_of<'a>(
-        &'a self,
-        batch: &'a Batch,
-        part: &Part<'a>,
-    ) -> impl Iterator<Item = (&'a Place, &'a Pair)> {
-        let (site, expert) = (part.linear.site, part.set.expert);
-        let of_part = move |place: &&Place| (place.site, place.expert) == (site, expert);
-        self.reduced.places.iter().filter(of_part).map(move |place| {
-            let change = batch.adapters[place.adapter].linear(site).expect("it has a place");
-            (place, &change.pairs[place.pair])
-        })
-    }
-
     /// What the adapters do to products that are still in the cache.
-    fn add_changes(
+    fn add_changes<'a>(
         &self,
         context: &Context<'_>,
         batch: &Batch,
+        reduced: impl Iterator<Item = &'a Reduced<'a>>,
         part: &Part<'_>,
         scratch: &mut Scratch,
         out: &mut [f32],
@@ -431,19 +356,17 @@ impl Inputs {
         });
         scale_rows(changes.clone(), rows, &mut scratch.factors, out);
         let pairs = &mut scratch.pairs;
-        for (place, pair) in self.pairs_of(batch, part) {
-            let (x, stride) = (&self.reduced.values[place.offset..], self.reduced.width);
+        for reduced in reduced {
+            let pair = reduced.pair;
             let panels = panels_in(&pair.up, pair.first_row, rows);
             if panels.is_empty() {
                 continue;
             }
             let at = pair.first_row + panels.start * PANEL_ROWS - rows.start;
-            for (way, applied) in set.by_way(&set.applied[place.adapter]) {
-                pairs.clear();
-                pairs.extend(applied.iter().map(|&row| (set.first as u32 + row, row)));
-                let (panels, out) = (panels.clone(), &mut out[at..]);
-                pair.up.multiply_add(isa, way, panels, x, stride, pairs, out, width);
-            }
+            pairs.clear();
+            pairs.extend((0..).zip(reduced.rows.iter().copied()));
+            let (x, stride, out) = (reduced.values(), reduced.stride(), &mut out[at..]);
+            pair.up.multiply_add(isa, reduced.way, panels, x, stride, pairs, out, width);
         }
         for (change, applied) in changes {
             for added in &change.added {
@@ -467,6 +390,41 @@ impl Inputs {
                 }
             }
         }
+    }
+
+    /// Works out all of `reduced`, and runs `job` for each set and each part of the columns of
+    /// `out`: rows of some layer.
+    fn for_each_tile<L: Sync>(
+        &self,
+        context: &Context<'_>,
+        reduced: &[Reduced<'_>],
+        columns: &[(L, Range<usize>)],
+        sets: &[RowSet],
+        out: &mut [f32],
+        job: impl Fn(&RowSet, &(L, Range<usize>), &mut Tile<'_>, &mut Scratch) + Sync,
+    ) {
+        enum Step<'a, P> {
+            Reduce(&'a Reduced<'a>),
+            Multiply(P, Tile<'a>),
+        }
+
+        let widths: Vec<usize> = columns.iter().map(|(_, rows)| rows.len()).collect();
+        let bands: Vec<Range<usize>> =
+            sets.iter().map(|set| set.first..set.first + set.len()).collect();
+        let tiles = tiles(out, widths.iter().sum(), &bands, &widths);
+        let places = sets.iter().flat_map(|set| columns.iter().map(move |part| (set, part)));
+        let multiply = places.zip(tiles).map(|(place, tile)| Step::Multiply(place, tile));
+        // What others may wait for is begun first.
+        let mut steps: Vec<_> = reduced.iter().map(Step::Reduce).chain(multiply).collect();
+        context.pool.for_each(&mut steps, |thread, step| {
+            let scratch = &mut *context.scratch(thread);
+            match step {
+                Step::Reduce(reduced) => {
+                    reduced.reduce(context.isa, &self.values, self.columns, &mut scratch.pairs);
+                }
+                Step::Multiply((set, part), tile) => job(set, part, tile, scratch),
+            }
+        });
     }
 }
 
@@ -497,25 +455,6 @@ fn scale_rows<'a>(
         }
     }
     out.iter_mut().zip(factors).for_each(|(out, factor)| *out *= *factor);
-}
-
-/// Runs `job` for each set and each part of the columns of `out`: rows of some layer.
-fn for_each_tile<L: Sync>(
-    context: &Context<'_>,
-    columns: &[(L, Range<usize>)],
-    sets: &[RowSet],
-    out: &mut [f32],
-    job: impl Fn(&RowSet, &(L, Range<usize>), &mut Tile<'_>, &mut Scratch) + Sync,
-) {
-    let widths: Vec<usize> = columns.iter().map(|(_, rows)| rows.len()).collect();
-    let bands: Vec<Range<usize>> =
-        sets.iter().map(|set| set.first..set.first + set.len()).collect();
-    let tiles = tiles(out, widths.iter().sum(), &bands, &widths);
-    let places = sets.iter().flat_map(|set| columns.iter().map(move |part| (set, part)));
-    let mut parts: Vec<_> = places.zip(tiles).collect();
-    context.pool.for_each(&mut parts, |thread, ((set, part), tile)| {
-        job(set, part, tile, &mut context.scratch(thread));
-    });
 }
 
 /// How many rows of a weight a thread takes at a time: whole panels, and enough parts that

@@ -101,8 +101,8 @@ impl Pool {
         }
     }
 
-    /// Runs `job` once for each item, in any order, on any threads; the job is told the thread's
-    /// number.
+    /// Runs `job` once for each item, on any threads; the job is told the thread's number. Items are
+    /// begun in their order, so that a job may wait for what one before it does.
     pub(crate) fn for_each<T: Send>(&self, items: &mut [T], job: impl Fn(usize, &mut T) + Sync) {
         struct Items<T>(*mut T);
         // SAFETY: the pointer is shared only to take each item once, and items are `Send`.
@@ -195,7 +195,7 @@ impl Shared {
 }
 
 /// Spins, and after a while lets others have the processor: there may be fewer than threads.
-fn pause(spins: &mut u32) {
+pub(crate) fn pause(spins: &mut u32) {
     *spins += 1;
     if *spins < SPINS {
         std::hint::spin_loop();

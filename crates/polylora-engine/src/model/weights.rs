@@ -224,11 +224,6 @@ impl FeedForward {
 }
 
 impl Linear {
-    /// Whether it is a stack of experts.
-    pub(crate) fn is_stack(&self) -> bool {
-        self.tensor.shape.len() > 2
-    }
-
     /// Whether its weights are blocks of codes, not numbers.
     pub(crate) fn is_quantized(&self) -> bool {
         self.tensor.ty.block_weights() > 1
