@@ -248,11 +248,15 @@ pub trait Kernel {
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
 /// One row for each instruction set, the most capable last: `file::Token, name`.
 macro_rules! isas {
     ($($(#[$attr:meta])* $module:ident :: $token:ident, $name:literal;)*) => {
-        $($(#[$attr])* mod $module;)*
-
         /// An instruction set that this CPU has.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub struct Isa(Choice);
@@ -289,6 +293,7 @@ macro_rules! isas {
 isas! {
     portable::Portable, "portable";
     #[cfg(target_arch = "x86_64")] avx2::Avx2, "avx2";
+    #[cfg(target_arch = "x86_64")] avx2::AvxVnni, "avxvnni";
     #[cfg(target_arch = "x86_64")] avx512::Avx512, "avx512";
 }
 

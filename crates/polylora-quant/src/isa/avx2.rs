@@ -1,7 +1,7 @@
-//! AVX2 with F16C and FMA: two registers of eight.
+//! AVX2 with F16C and FMA: two registers of eight; without and with VNNI's products of bytes.
 #![allow(unsafe_code)] // This is where instruction sets live: see SAFETY below.
 // SAFETY, for every block in this file: the CPU has the instructions, because a `F32` or a
-// `Mask` comes only from methods of `Avx2`, and an `Avx2` only from `Avx2::new`, which asks the
+// `Mask` comes only from methods of `Eights`, and an `Eights` only from its `new`, which asks the
 // CPU. Loads and stores go through references to arrays of exactly
 // their size; a prefetch may name any address.
 
@@ -9,9 +9,14 @@ use super::{Bytes, Kernel, LANES, Lanes, MANTISSA, MANTISSA_OF_NEAREST, NEAREST,
 use std::arch::x86_64::*;
 use std::ops::{Add, BitAnd, BitOr, Div, Mul, Not, Sub};
 
-/// The token: a CPU with AVX2, F16C and FMA.
+/// A CPU with AVX2, F16C and FMA, and with AVX-VNNI where `VNNI`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Avx2(());
+pub(super) struct Eights<const VNNI: bool>(());
+
+/// The token without AVX-VNNI.
+pub(super) type Avx2 = Eights<false>;
+/// The token with it.
+pub(super) type AvxVnni = Eights<true>;
 
 impl Avx2 {
     /// Asks the CPU.
@@ -19,13 +24,30 @@ impl Avx2 {
         (is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("f16c")
             && is_x86_feature_detected!("fma"))
-        .then_some(Avx2(()))
+        .then_some(Eights(()))
     }
 
     /// Runs `kernel` as compiled for this instruction set.
     pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         #[target_feature(enable = "avx2,f16c,fma")]
         fn compiled<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
+            kernel.run(simd)
+        }
+        // SAFETY: `self` proves that the CPU has these features.
+        unsafe { compiled(self, kernel) }
+    }
+}
+
+impl AvxVnni {
+    /// Asks the CPU.
+    pub(super) fn new() -> Option<Self> {
+        (Avx2::new().is_some() && is_x86_feature_detected!("avxvnni")).then_some(Eights(()))
+    }
+
+    /// Runs `kernel` as compiled for this instruction set.
+    pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,f16c,fma,avxvnni")]
+        fn compiled<K: Kernel>(simd: AvxVnni, kernel: K) -> K::Output {
             kernel.run(simd)
         }
         // SAFETY: `self` proves that the CPU has these features.
@@ -97,7 +119,7 @@ fn power_of_two(eight: __m256) -> __m256 {
     op!(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
 }
 
-impl Simd for Avx2 {
+impl<const VNNI: bool> Simd for Eights<VNNI> {
     type F32 = F32;
     type Bytes = Packed;
 
@@ -170,12 +192,14 @@ impl Simd for Avx2 {
         F32(op!(_mm256_cvtepi32_ps(low)), op!(_mm256_cvtepi32_ps(high)))
     }
 
-    const TOP_CODE: i32 = 129; // 2 * 129 * 127 is less than 2^15.
+    /// VNNI adds in 32 bits; else 2 * 129 * 127 is less than 2^15.
+    const TOP_CODE: i32 = if VNNI { 255 } else { 129 };
     const TILE: usize = 6;
 
     #[inline(always)]
     fn tile_tokens(span: usize) -> usize {
-        if span > 2 { 6 } else { 4 } // With weights and activations, 15 or 14 of 16 registers.
+        // With weights and activations, 15 or 14 of 16 registers.
+        if VNNI || span > 2 { 6 } else { 4 }
     }
 
     #[inline(always)]
@@ -224,15 +248,18 @@ impl Simd for Avx2 {
     fn dot<const SIGNED: bool>(self, weights: &[u8; 64], x: &[i8; 64]) -> F32 {
         let (w_low, w_high) = weights.split_at(32);
         let (x_low, x_high) = x.split_at(32);
-        let low = sums_of_two::<SIGNED>(
+        let zero = op!(_mm256_setzero_si256());
+        let low = add_products::<VNNI, SIGNED>(
+            zero,
             op!(_mm256_loadu_si256(w_low.as_ptr().cast())),
             op!(_mm256_loadu_si256(x_low.as_ptr().cast())),
         );
-        let high = sums_of_two::<SIGNED>(
+        let high = add_products::<VNNI, SIGNED>(
+            zero,
             op!(_mm256_loadu_si256(w_high.as_ptr().cast())),
             op!(_mm256_loadu_si256(x_high.as_ptr().cast())),
         );
-        F32(op!(_mm256_cvtepi32_ps(sums_of_four(low))), op!(_mm256_cvtepi32_ps(sums_of_four(high))))
+        F32(op!(_mm256_cvtepi32_ps(low)), op!(_mm256_cvtepi32_ps(high)))
     }
 
     #[inline(always)]
@@ -243,7 +270,9 @@ impl Simd for Avx2 {
         span: usize,
     ) -> [F32; T] {
         let mut sums = [[op!(_mm256_setzero_si256()); 2]; T];
-        if SIGNED || span == 1 {
+        if VNNI {
+            vnni_quads(weights, x, &mut sums);
+        } else if SIGNED || span == 1 {
             wide_quads::<T, 1, SIGNED>(weights, x, &mut sums);
         } else if span == 2 {
             wide_quads::<T, 2, SIGNED>(weights, x, &mut sums);
@@ -263,10 +292,46 @@ impl Simd for Avx2 {
         }
         let mut out = [self.splat(0.0); T];
         for t in 0..T {
-            out[t] =
-                F32(op!(_mm256_cvtepi32_ps(sums[t][0])), op!(_mm256_cvtepi32_ps(sums[t][1])));
+            out[t] = F32(op!(_mm256_cvtepi32_ps(sums[t][0])), op!(_mm256_cvtepi32_ps(sums[t][1])));
         }
         out
+    }
+}
+
+/// Adds to `sums` over `weights`, with VNNI.
+#[inline(always)]
+fn vnni_quads<const T: usize>(
+    weights: &[[u8; 64]],
+    mut x: [&[[i8; 4]]; T],
+    sums: &mut [[__m256i; 2]; T],
+) {
+    for x in &mut x {
+        *x = &x[..weights.len()];
+    }
+    for q in 0..weights.len() {
+        let (low, high) = weights[q].split_at(32);
+        let low = op!(_mm256_loadu_si256(low.as_ptr().cast()));
+        let high = op!(_mm256_loadu_si256(high.as_ptr().cast()));
+        for t in 0..T {
+            let x = broadcast(&x[t][q]);
+            sums[t][0] = op!(_mm256_dpbusd_avx_epi32(sums[t][0], low, x));
+            sums[t][1] = op!(_mm256_dpbusd_avx_epi32(sums[t][1], high, x));
+        }
+    }
+}
+
+/// `sums`, and products of bytes, four by four added to 32 bits.
+#[inline(always)]
+fn add_products<const VNNI: bool, const SIGNED: bool>(
+    sums: __m256i,
+    weights: __m256i,
+    x: __m256i,
+) -> __m256i {
+    if VNNI {
+        debug_assert!(!SIGNED, "every code fits an unsigned byte");
+        op!(_mm256_dpbusd_avx_epi32(sums, weights, x))
+    } else {
+        op!(_mm256_add_epi32(sums, sums_of_four(sums_of_two::<SIGNED>(weights, x))))
     }
 }
 
@@ -278,8 +343,8 @@ fn wide_quads<const T: usize, const SPAN: usize, const SIGNED: bool>(
     sums: &mut [[__m256i; 2]; T],
 ) {
     for x in &mut x {
-*x = &x[..weights.len()];
-}
+        *x = &x[..weights.len()];
+    }
     for n in 0..weights.len() / SPAN {
         let mut halves = [[op!(_mm256_setzero_si256()); 2]; SPAN];
         for i in 0..SPAN {
@@ -319,8 +384,8 @@ fn quads<const T: usize>(
     first: usize,
 ) -> [[__m256i; 2]; T] {
     for x in &mut x {
-*x = &x[first..][..weights.len()];
-}
+        *x = &x[first..][..weights.len()];
+    }
     let mut sums = [[op!(_mm256_setzero_si256()); 2]; T];
     for q in 0..weights.len() {
         let (low, high) = weights[q].split_at(32);

@@ -138,7 +138,9 @@ impl Simd for Portable {
             // Added up last, four to a row: no lane waits for another.
             let mut sums = [0_i32; 4 * LANES];
             for (weights, x) in weights.iter().zip(x) {
-                for (sums, w) in sums.as_chunks_mut::<4>().0.iter_mut().zip(weights.as_chunks::<4>().0) {
+                for (sums, w) in
+                    sums.as_chunks_mut::<4>().0.iter_mut().zip(weights.as_chunks::<4>().0)
+                {
                     for i in 0..4 {
                         sums[i] += i32::from(i16::from(w[i]) * i16::from(x[i]));
                     }
