@@ -252,6 +252,8 @@ pub trait Kernel {
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 /// One row for each instruction set, the most capable last: `file::Token, name`.
@@ -295,6 +297,7 @@ isas! {
     #[cfg(target_arch = "x86_64")] avx2::Avx2, "avx2";
     #[cfg(target_arch = "x86_64")] avx2::AvxVnni, "avxvnni";
     #[cfg(target_arch = "x86_64")] avx512::Avx512, "avx512";
+    #[cfg(target_arch = "aarch64")] neon::Neon, "neon";
 }
 
 impl Isa {
@@ -419,6 +422,14 @@ mod tests {
                     isa.name()
                 );
             }
+        }
+    }
+
+    /// So that tests which are run for one instruction set are not run on another.
+    #[test]
+    fn the_one_that_is_asked_for_is_used() {
+        if let Ok(asked) = std::env::var("POLYLORA_ISA") {
+            assert_eq!(Isa::best().name(), asked);
         }
     }
 
