@@ -184,7 +184,7 @@ impl Shared {
 /// A model that runs, with adapters inside its quantized products: no weight is copied for one.
 ///
 /// path: a GGUF model; of a split one, any part.
-/// threads: to work on; None for all processors.
+/// threads: to work on; None for one on each core.
 /// exact: compute in single precision from weights dequantized exactly; slow.
 /// kv_type: what keys and values are kept in: f16, q8_0 or f32.
 /// context: tokens of prompt and answer together; None for as many as the model was made for.

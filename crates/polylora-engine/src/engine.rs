@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex};
 /// How to run a model.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
-    /// Threads to work on; `None` for all processors.
+    /// Threads to work on; `None` for one on each core.
     pub threads: Option<NonZeroUsize>,
     /// Weights dequantized a row at a time and activations in single precision: slow, and what
     /// the fast way is checked against.
@@ -165,10 +165,7 @@ impl Engine {
     /// Where they cannot be started, or keys and values cannot be kept in the type asked for.
     pub fn new(model: Arc<Model>, options: &EngineOptions) -> Result<Engine, Error> {
         static ENGINES: AtomicU64 = AtomicU64::new(0);
-        let threads = options.threads.map_or_else(
-            || std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
-            NonZeroUsize::get,
-        );
+        let threads = options.threads.map_or_else(cores, NonZeroUsize::get);
         let pool = Pool::new(threads).map_err(Error::Threads)?;
         let id = ENGINES.fetch_add(1, Ordering::Relaxed);
         let description = &model.description;
@@ -450,6 +447,14 @@ impl Buffers {
         };
         self.normed.prepare(context, readers, batch.len(), &mut self.residual, fill);
     }
+}
+
+/// Cores that this process may use. The second thread of a core would get in the way of the first:
+/// they share the units that multiply, and one alone reads as fast as memory gives.
+fn cores() -> usize {
+    // What the process is held to counts threads of cores.
+    let allowed = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    allowed.min(num_cpus::get_physical()).max(1)
 }
 
 /// The embeddings of all tokens, changed by their adapters.

@@ -15,7 +15,7 @@ use std::sync::Arc;
 /// How to run a model.
 #[derive(clap::Args)]
 pub(super) struct EngineArgs {
-    /// Threads to work on [default: all processors]
+    /// Threads to work on [default: one on each core]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
     /// Compute in single precision from weights dequantized exactly: slow, to check the fast way
