@@ -10,8 +10,8 @@ use std::time::Instant;
 
 /// Measure how fast a model reads and writes, without and with adapters
 ///
-/// ppN reads a prompt of N tokens; tgN writes N tokens, from an empty context, in each of the
-/// sequences of a batch. Of a batch, sequences take the adapters in turn. Runs without and with
+/// ppN reads a prompt of N tokens; tgN writes N tokens, each from an empty context, in each of the
+/// sequences of a batch; with @dN, after N tokens of context. Of a batch, sequences take the adapters in turn. Runs without and with
 /// adapters alternate, so that both meet the same machine.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -31,6 +31,9 @@ pub(crate) struct Bench {
     /// Sequences that write at the same time
     #[arg(short, long, value_name = "N,...", value_delimiter = ',', default_value = "1")]
     batch: Vec<NonZeroUsize>,
+    /// Tokens of context before each test
+    #[arg(short, long, value_name = "N,...", value_delimiter = ',', default_value = "0")]
+    depth: Vec<usize>,
     /// How often each test is run, after a run to warm up
     #[arg(long, value_name = "N", default_value = "5")]
     reps: NonZeroUsize,
@@ -44,6 +47,7 @@ pub(crate) struct Bench {
 const EXAMPLES: &str = "\
 Examples:
   polylora bench model.gguf --adapter my-lora/
+  polylora bench model.gguf -d 0,4096
   polylora bench model.gguf -p 0 -b 1,8 --adapter a/ --adapter b/ --adapter c/";
 
 /// What is measured.
@@ -52,6 +56,8 @@ pub(super) struct Test {
     pub(super) kind: Kind,
     pub(super) tokens: usize,
     pub(super) batch: usize,
+    /// Tokens of context before them.
+    pub(super) depth: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,23 +105,24 @@ impl Bench {
         let adapters = loaded.adapters(&self.adapter)?;
         terminal::tell(&format!("{}; adapters: {}\n", loaded.describe(), labels(&adapters)));
 
-        let write = |batch: &NonZeroUsize| Test {
-            kind: Kind::Write,
-            tokens: self.generate,
-            batch: batch.get(),
-        };
-        let read = Test { kind: Kind::Read, tokens: self.prompt, batch: 1 };
-        let tests: Vec<Test> = std::iter::once(read)
-            .chain(self.batch.iter().map(write))
-            .filter(|test| test.tokens > 0)
-            .collect();
+        let mut tests = Vec::new();
+        for &depth in &self.depth {
+            tests.push(Test { kind: Kind::Read, tokens: self.prompt, batch: 1, depth });
+            tests.extend(self.batch.iter().map(|batch| Test {
+                kind: Kind::Write,
+                tokens: self.generate,
+                batch: batch.get(),
+                depth,
+            }));
+        }
+        tests.retain(|test| test.tokens > 0);
         let context = loaded.engine.model().context_length();
         for test in &tests {
+            let needed = test.depth.saturating_add(test.tokens);
             ensure!(
-                test.tokens <= context,
-                "{} needs a context of {} tokens, the model was made for {context}",
+                needed <= context,
+                "{} needs a context of {needed} tokens, the model was made for {context}",
                 test.name(),
-                test.tokens
             );
         }
 
@@ -150,11 +157,12 @@ impl Test {
             .map(|row| adapters.iter().cycle().skip(row).take(1))
             .map(|named| named.map(|named| Arc::clone(&named.adapter)).collect())
             .collect::<Vec<Vec<_>>>();
+        let mut runs = [Runs::new(self, loaded, none), Runs::new(self, loaded, in_turn)];
         let (mut without, mut with) = (Vec::new(), Vec::new());
         for repetition in 0..=repetitions {
-            let base = self.run(loaded, &none)?;
+            let base = self.run(loaded, &mut runs[0])?;
             let adapted =
-                if adapters.is_empty() { None } else { Some(self.run(loaded, &in_turn)?) };
+                if adapters.is_empty() { None } else { Some(self.run(loaded, &mut runs[1])?) };
             // The first run warms up.
             if repetition > 0 {
                 without.push(base);
@@ -178,42 +186,75 @@ impl Test {
         })
     }
 
-    /// `pp512`, `tg128`: as llama-bench calls them.
+    /// `pp512`, `tg128`, `tg128@d4096`: as llama-bench calls them.
     fn name(&self) -> String {
-        match self.kind {
-            Kind::Read => format!("pp{}", self.tokens),
-            Kind::Write => format!("tg{}", self.tokens),
-        }
+        let kind = match self.kind {
+            Kind::Read => "pp",
+            Kind::Write => "tg",
+        };
+        let depth = if self.depth > 0 { format!("@d{}", self.depth) } else { String::new() };
+        format!("{kind}{}{depth}", self.tokens)
     }
 
-    /// Runs it once, with the adapters of each sequence; returns the seconds that it took.
-    fn run(&self, loaded: &mut Loaded, adapters: &[Vec<Arc<LoadedAdapter>>]) -> Result<f64> {
+    /// Runs it once; returns the seconds that it took.
+    fn run(&self, loaded: &mut Loaded, runs: &mut Runs) -> Result<f64> {
         let vocab = loaded.engine.model().vocab_size();
         // Any tokens will do, but all of one would find their embedding in the cache.
-        let tokens: Vec<u32> = (0..self.tokens).map(|i| (i * 7919 % vocab) as u32).collect();
-        let mut sequences: Vec<Sequence> =
-            adapters.iter().map(|_| loaded.engine.sequence(self.tokens)).collect();
+        let tokens: Vec<u32> =
+            (0..self.depth + self.tokens).map(|i| (i * 7919 % vocab) as u32).collect();
+        let (before, tokens) = tokens.split_at(self.depth);
+        for sequence in &mut runs.sequences {
+            sequence.truncate(self.depth);
+        }
+        // Only the first run finds its sequences empty.
+        if runs.sequences.iter().all(|sequence| sequence.len() < self.depth) {
+            for tokens in before.chunks(AT_ONCE) {
+                runs.forward(loaded, tokens, Way::Many)?;
+            }
+        }
         let (at_once, way) = match self.kind {
             Kind::Read => (self.tokens, Way::Many),
-            Kind::Write => (1, Way::of(sequences.len())),
+            Kind::Write => (1, Way::of(self.batch)),
         };
         let start = Instant::now();
         for tokens in tokens.chunks(at_once) {
-            terminal::check_interrupt()?;
-            let mut inputs: Vec<Input<'_>> = sequences
-                .iter_mut()
-                .zip(adapters)
-                .map(|(sequence, adapters)| Input {
-                    sequence,
-                    tokens,
-                    adapters,
-                    logits: Wanted::Last,
-                    way,
-                })
-                .collect();
-            loaded.engine.forward(&mut inputs)?;
+            runs.forward(loaded, tokens, way)?;
         }
         Ok(start.elapsed().as_secs_f64())
+    }
+}
+
+/// Tokens of context that are read at a time.
+const AT_ONCE: usize = 512;
+
+/// The sequences of a test, with the adapters of each.
+struct Runs {
+    sequences: Vec<Sequence>,
+    adapters: Vec<Vec<Arc<LoadedAdapter>>>,
+}
+
+impl Runs {
+    fn new(test: &Test, loaded: &Loaded, adapters: Vec<Vec<Arc<LoadedAdapter>>>) -> Runs {
+        let context = test.depth + test.tokens;
+        let sequences = adapters.iter().map(|_| loaded.engine.sequence(context)).collect();
+        Runs { sequences, adapters }
+    }
+
+    /// Takes all sequences on by the same tokens.
+    fn forward(&mut self, loaded: &mut Loaded, tokens: &[u32], way: Way) -> Result<()> {
+        terminal::check_interrupt()?;
+        let with_adapters = self.sequences.iter_mut().zip(&self.adapters);
+        let mut inputs: Vec<Input<'_>> = with_adapters
+            .map(|(sequence, adapters)| Input {
+                sequence,
+                tokens,
+                adapters,
+                logits: Wanted::Last,
+                way,
+            })
+            .collect();
+        loaded.engine.forward(&mut inputs)?;
+        Ok(())
     }
 }
 

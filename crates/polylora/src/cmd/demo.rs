@@ -197,9 +197,12 @@ impl Stage {
     fn costs(&mut self, survived: f64) -> Result<()> {
         terminal::print(&heading("3. What it costs, on this machine and model"))?;
         let tests = [
-            ("reading a prompt", Test { kind: Kind::Read, tokens: 256, batch: 1 }),
-            ("writing one answer", Test { kind: Kind::Write, tokens: 64, batch: 1 }),
-            ("writing six, adapters in turn", Test { kind: Kind::Write, tokens: 64, batch: 6 }),
+            ("reading a prompt", Test { kind: Kind::Read, tokens: 256, batch: 1, depth: 0 }),
+            ("writing one answer", Test { kind: Kind::Write, tokens: 64, batch: 1, depth: 0 }),
+            (
+                "writing six, adapters in turn",
+                Test { kind: Kind::Write, tokens: 64, batch: 6, depth: 0 },
+            ),
         ];
         let progress = Progress::steps(tests.len() * (REPETITIONS + 1), "measuring");
         let mut table = Table::new(&["tokens/s", "without", "with adapters", "cost"]);
