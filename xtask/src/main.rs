@@ -2,7 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // What it prints is what it is for.
 
 mod bench;
-mod bench_run;
+mod neon;
 mod python;
 mod real_model;
 mod serve_clients;
@@ -32,12 +32,13 @@ enum Command {
         /// The folder to make them in
         dir: PathBuf,
     },
-    /// Time a merge of the 1.1B model against llama.cpp's export-lora and quantize
-    BenchMerge(bench::Merge),
-    /// Time prompts and answers of the 1.1B model against llama-bench, with and without an adapter
-    BenchRun(bench_run::Run),
+    /// Measure speed on the 1.1B model of random weights, against llama.cpp
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Fetch SmolLM2-135M-Instruct once and run the tests that need it
     RealModel(real_model::RealModel),
+    /// Test the products and the engine on NEON, cross-compiled and emulated
+    Neon(neon::Neon),
     /// Build the Python package, install it in an environment of its own, and test it there
     Python,
     /// Try `polylora serve` with the official `openai` Python client and `litellm`
@@ -53,9 +54,9 @@ fn main() -> Result<()> {
         }
         Command::Tidy => tidy::run(&root()),
         Command::Model { dir } => make_model(&dir).map(|_| ()),
-        Command::BenchMerge(command) => command.run(),
-        Command::BenchRun(command) => command.run(),
+        Command::Bench(command) => command.run(),
         Command::RealModel(command) => command.run(&root()),
+        Command::Neon(command) => command.run(&root()),
         Command::Python => python::check(&root()),
         Command::ServeClients => serve_clients::check(&root()),
     }

@@ -92,7 +92,8 @@ impl Llama {
             metadata.insert(&format!("llama.{key}"), Value::U32(value as u32));
         };
         number("block_count", self.layers);
-        number("context_length", 2048);
+        // More than TinyLlama's 2048, to measure what long contexts cost.
+        number("context_length", 16_384);
         number("embedding_length", self.hidden);
         number("feed_forward_length", self.ffn);
         number("attention.head_count", self.heads);
