@@ -16,8 +16,8 @@ pub(super) const MOST: usize = 5;
 /// Tokens whose sums stay in the first cache.
 const BLOCK: usize = 32;
 
-/// How far ahead weights are asked for: a few blocks, less than a page.
-const AHEAD: usize = 2048;
+/// How far ahead weights are asked for: a page, at whose end the CPU's own prefetching stops.
+const AHEAD: usize = 4096;
 
 /// Codes that are multiplied at a time.
 const STEP: usize = 4 * LANES;
