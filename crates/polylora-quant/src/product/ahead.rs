@@ -1,9 +1,20 @@
-//! What is needed next, asked for from memory while something else is computed.
+//! What is needed later, asked for from memory while something else is computed.
 
 use crate::isa::Simd;
 
 /// Bytes that come from memory together.
-pub(super) const CACHE_LINE: usize = 64;
+const CACHE_LINE: usize = 64;
+
+/// How far ahead of what is read: a page, at whose end the CPU's own prefetching stops.
+const AHEAD: usize = 4096;
+
+/// Asks for the bytes that come some time after these.
+#[inline(always)]
+pub(super) fn ask_ahead<S: Simd>(s: S, bytes: &[u8]) {
+    for line in (0..bytes.len()).step_by(CACHE_LINE) {
+        s.prefetch(bytes, AHEAD + line);
+    }
+}
 
 /// Bytes that are asked for from memory a few lines at a time: all at once would wait for each
 /// other, and the product for them.

@@ -1,6 +1,7 @@
 //! Small matrices of floats, such as an adapter's factors.
 
 use super::Way;
+use super::ahead::ask_ahead;
 use crate::isa::{Isa, Kernel, LANES, Lanes, Simd};
 use crate::vector::load_some;
 use std::ops::Range;
@@ -222,6 +223,9 @@ where
 pub(crate) trait Columns: Copy {
     /// Column `k`.
     fn column<S: Simd>(self, s: S, k: usize) -> S::F32;
+    /// Asks for what comes some time after `count` columns from `k` on, where that is far away.
+    #[inline(always)]
+    fn ask_ahead<S: Simd>(self, _: S, _k: usize, _count: usize) {}
 }
 
 impl Columns for &[[u16; LANES]] {
@@ -229,12 +233,20 @@ impl Columns for &[[u16; LANES]] {
     fn column<S: Simd>(self, s: S, k: usize) -> S::F32 {
         s.load_half(&self[k])
     }
+    #[inline(always)]
+    fn ask_ahead<S: Simd>(self, s: S, k: usize, count: usize) {
+        ask_ahead(s, self[k..k + count].as_bytes());
+    }
 }
 
 impl Columns for &[[f32; LANES]] {
     #[inline(always)]
     fn column<S: Simd>(self, s: S, k: usize) -> S::F32 {
         s.load(&self[k])
+    }
+    #[inline(always)]
+    fn ask_ahead<S: Simd>(self, s: S, k: usize, count: usize) {
+        ask_ahead(s, self[k..k + count].as_bytes());
     }
 }
 
@@ -253,6 +265,11 @@ pub(crate) fn sixteen<S: Simd, const T: usize, const P: usize, const SUMS: usize
     let mut sums = [[[s.splat(0.0); SUMS]; P]; T];
     let whole = length / SUMS * SUMS;
     for k in (0..whole).step_by(SUMS) {
+        if T == 1 {
+            for columns in columns {
+                columns.ask_ahead(s, k, SUMS);
+            }
+        }
         for i in 0..SUMS {
             for p in 0..P {
                 let column = columns[p].column(s, k + i);

@@ -3,7 +3,7 @@
 //! For one token, what limits it is how fast the weights come from memory.
 
 use super::activations::{Activations, Slab};
-use super::ahead::{Ahead, CACHE_LINE};
+use super::ahead::{Ahead, ask_ahead};
 use super::slab::{self, CodesOf, GROUPS, SLAB};
 use crate::format::{Codes, Format};
 use crate::isa::{Isa, Kernel, LANES, Lanes, Simd};
@@ -15,9 +15,6 @@ pub(super) const MOST: usize = 5;
 
 /// Tokens whose sums stay in the first cache.
 const BLOCK: usize = 32;
-
-/// How far ahead weights are asked for: a page, at whose end the CPU's own prefetching stops.
-const AHEAD: usize = 4096;
 
 /// Codes that are multiplied at a time.
 const STEP: usize = 4 * LANES;
@@ -123,14 +120,6 @@ fn multiply_block<S: Simd, F: Format>(
         for (i, sums) in sums[..tokens.len()].iter().enumerate() {
             out[i * stride + r] = s.load(sums).sum();
         }
-    }
-}
-
-/// Asks for the weights that come some time after these.
-#[inline(always)]
-fn ask_ahead<S: Simd>(s: S, bytes: &[u8]) {
-    for line in (0..bytes.len()).step_by(CACHE_LINE) {
-        s.prefetch(bytes, AHEAD + line);
     }
 }
 
