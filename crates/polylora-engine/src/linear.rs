@@ -223,11 +223,8 @@ impl Inputs {
         sets: &[RowSet],
         out: &mut [f32],
     ) {
-        let chunk = chunk(context, linears.iter().map(|linear| linear.rows).sum(), sets);
-        let mut columns: Vec<(&Linear, Range<usize>)> = Vec::new();
-        for &linear in linears {
-            columns.extend(chunks(linear.rows, chunk).map(|rows| (linear, rows)));
-        }
+        let layers: Vec<_> = linears.iter().map(|&linear| (linear, linear.rows)).collect();
+        let columns = parts(context, &layers, sets);
         let reduced = Reduced::all(batch, linears, sets);
         self.for_each_tile(context, &reduced, &columns, sets, out, |set, at, tile, scratch| {
             let (linear, rows) = at;
@@ -254,9 +251,7 @@ impl Inputs {
             [gate, up] => (gate, up, gate.rows, 0),
             _ => (gate_up[0], gate_up[0], gate_up[0].rows / 2, gate_up[0].rows / 2),
         };
-        let chunk = chunk(context, 2 * inner, sets);
-        let columns: Vec<((), Range<usize>)> =
-            chunks(inner, chunk).map(|rows| ((), rows)).collect();
+        let columns = parts(context, &[((), inner)], sets);
         let reduced = Reduced::all(batch, gate_up, sets);
         self.for_each_tile(
             context,
@@ -457,17 +452,32 @@ fn scale_rows<'a>(
     out.iter_mut().zip(factors).for_each(|(out, factor)| *out *= *factor);
 }
 
-/// How many rows of a weight a thread takes at a time: whole panels, and enough parts that
-/// threads end together.
-fn chunk(context: &Context<'_>, rows: usize, sets: &[RowSet]) -> usize {
+/// Rows of weights that threads take one after the other: many at first, for to begin anew costs
+/// time, and fewer and fewer, for threads to end together. Whole panels, of all `layers`, which have
+/// so many rows.
+fn parts<L: Copy>(
+    context: &Context<'_>,
+    layers: &[(L, usize)],
+    sets: &[RowSet],
+) -> Vec<(L, Range<usize>)> {
     /// Products of so many tokens and rows stay in the second cache until they are written.
     const PRODUCTS: usize = 32 * 512;
+    /// Of what is left, a thread takes its share divided by this.
+    const SHARES: usize = 2;
     let tokens = sets.iter().map(RowSet::len).sum::<usize>() / sets.len().max(1);
-    let even = rows / (8 * context.pool.threads());
-    even.min(PRODUCTS / tokens.max(1)).clamp(PANEL_ROWS, 256) / PANEL_ROWS * PANEL_ROWS
-}
-
-/// `0..len` in parts of `chunk`.
-fn chunks(len: usize, chunk: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..len).step_by(chunk).map(move |start| start..len.min(start + chunk))
+    let most = (PRODUCTS / tokens.max(1)).clamp(PANEL_ROWS, 1024);
+    let mut left: usize = layers.iter().map(|(_, rows)| rows).sum();
+    let mut parts = Vec::new();
+    for &(layer, rows) in layers {
+        let mut start = 0;
+        while start < rows {
+            let share = left / (SHARES * context.pool.threads());
+            let taken = share.clamp(PANEL_ROWS, most) / PANEL_ROWS * PANEL_ROWS;
+            let end = rows.min(start + taken);
+            parts.push((layer, start..end));
+            left -= end - start;
+            start = end;
+        }
+    }
+    parts
 }
