@@ -3,8 +3,8 @@
 //! ```text
 //! prepare    x rounded to 8 bits, in a phase over rows
 //! multiply   lora_a x, then W x for some rows of W, to which lora_b (lora_a x) is added while they
-//!            are in the cache, in one phase: nobody waits for lora_a x, which is done long before
-//!            the first W x is
+//!            are in the cache, in one phase: hardly anybody waits for lora_a x, which is begun
+//!            first
 //! ```
 
 use crate::adapter::{LinearChange, Pair};

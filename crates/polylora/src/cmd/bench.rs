@@ -10,9 +10,9 @@ use std::time::Instant;
 
 /// Measure how fast a model reads and writes, without and with adapters
 ///
-/// ppN reads a prompt of N tokens; tgN writes N tokens, each from an empty context, in each of the
-/// sequences of a batch; with @dN, after N tokens of context. Of a batch, sequences take the adapters in turn. Runs without and with
-/// adapters alternate, so that both meet the same machine.
+/// ppN reads a prompt of N tokens; tgN writes N tokens in each of the sequences of a batch. Both
+/// begin with an empty context or, with @dN, after N tokens. Of a batch, sequences take the adapters
+/// in turn. Runs without and with adapters alternate, so that both meet the same machine.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Bench {
