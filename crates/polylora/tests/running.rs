@@ -231,6 +231,7 @@ fn eval_scores_the_second_half_of_each_chunk() {
 fn bench_says_what_adapters_cost() {
     let folder = Folder::new();
     let bench = ["bench", "base.gguf", "-p", "16", "-n", "4", "-b", "1,3", "--reps", "2"];
+    let bench = [&bench[..], &["-d", "0,20"]].concat();
     let adapters = ["--adapter", "adapter", "--adapter", "other"];
     let found = folder.json(&[&bench[..], &adapters].concat());
     let tests: Vec<String> = found["tests"]
@@ -239,13 +240,16 @@ fn bench_says_what_adapters_cost() {
         .iter()
         .map(|test| format!("{} {}", test["test"].as_str().unwrap(), test["batch"]))
         .collect();
-    assert_eq!(tests, ["pp16 1", "tg4 1", "tg4 3"]);
+    let names = ["pp16 1", "tg4 1", "tg4 3", "pp16@d20 1", "tg4@d20 1", "tg4@d20 3"];
+    assert_eq!(tests, names);
     for test in found["tests"].as_array().unwrap() {
         let rates = &test["with_adapters"]["tokens_per_second"];
         assert!(rates["min"].as_f64().unwrap() > 0.0, "{test}");
         assert!(test["with_adapters"]["cost"].is_number(), "{test}");
     }
-    says(&folder.ok(&bench), &["pp16", "tg4", "tokens/s"]);
+    says(&folder.ok(&bench), &["pp16", "tg4@d20", "tokens/s"]);
+    let too_deep = folder.fails(1, &["bench", "base.gguf", "-p", "16", "-n", "0", "-d", "999999"]);
+    says(&too_deep, &["pp16@d999999", "1000015"]);
 }
 
 #[test]
