@@ -18,11 +18,11 @@ use std::time::{Duration, Instant};
 #[derive(clap::Subcommand)]
 pub(crate) enum Bench {
     /// Merging an adapter: against llama-export-lora and llama-quantize
-    Merge(merge::Merge),
+    Merge(Setting),
     /// Quantizing F16 to Q4_K_M: against llama-quantize, whose tensors must be the same
     Quantize(quantize::Quantize),
     /// From nothing to the first token: against llama-completion
-    Load(load::Load),
+    Load(Setting),
     /// Prompts and answers, without and with adapters: against llama-bench and llama-batched-bench
     Run(run::Run),
     /// Plots of rates by rows, context, rank and number of adapters
@@ -32,9 +32,9 @@ pub(crate) enum Bench {
 impl Bench {
     pub(crate) fn run(self) -> Result<()> {
         match self {
-            Bench::Merge(command) => command.run(),
+            Bench::Merge(setting) => merge::run(setting),
             Bench::Quantize(command) => command.run(),
-            Bench::Load(command) => command.run(),
+            Bench::Load(setting) => load::run(setting),
             Bench::Run(command) => command.run(),
             Bench::Sweep(command) => command.run(),
         }
@@ -43,7 +43,7 @@ impl Bench {
 
 /// What all of them take.
 #[derive(clap::Args)]
-struct Setting {
+pub(crate) struct Setting {
     /// Folder of llama.cpp's programs
     #[arg(long)]
     llama_bin: PathBuf,
