@@ -70,7 +70,7 @@ impl Attending<'_> {
             vector::rms_norm(context.isa, normed, &weight, self.description.norm_eps, head);
         }
         let rope = &self.ropes[usize::from(self.batch.is_long[row])];
-        rope.turn(self.batch.positions[row], head);
+        rope.turn(context.isa, self.batch.positions[row], head);
     }
 
     /// Writes the keys and values of all rows into their sequences.

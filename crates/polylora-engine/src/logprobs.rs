@@ -1,8 +1,9 @@
 //! How likely a model holds tokens to be.
 
-use crate::sampler::{Candidate, highest};
+use crate::sampler::{Candidate, exp_total, highest};
+use polylora_quant::{Isa, vector};
 
-/// Logits as the logarithms of probabilities (log-softmax), summed in double precision.
+/// Logits as the logarithms of probabilities (log-softmax).
 #[derive(Clone, Copy, Debug)]
 pub struct LogProbs<'a> {
     logits: &'a [f32],
@@ -14,10 +15,8 @@ impl<'a> LogProbs<'a> {
     /// Of a model's own logits, before a sampler or a constraint changed them: what vLLM and
     /// llama-server report.
     pub fn new(logits: &'a [f32]) -> LogProbs<'a> {
-        let finite = || (0..).zip(logits).filter_map(|(t, &l)| Candidate::new(t, l));
-        let max = finite().map(|c| c.logit).fold(f32::MIN, f32::max);
-        let sum: f64 = finite().map(|c| (f64::from(c.logit) - f64::from(max)).exp()).sum();
-        LogProbs { logits, log_sum: f64::from(max) + sum.ln() }
+        let max = vector::max(Isa::best(), logits).min(f32::MAX);
+        LogProbs { logits, log_sum: f64::from(max) + exp_total(logits, max).ln() }
     }
 
     /// The natural logarithm of the token's probability; negative infinity for one that has none,

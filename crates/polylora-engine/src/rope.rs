@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::model::Keys;
+use polylora_quant::{Isa, vector};
 
 /// Which values of a head are turned together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,7 +158,8 @@ impl Rope {
             pairs: self.pairs,
             frequencies: self.frequencies(is_long),
             magnitude: f64::from(self.magnitude),
-            turns: Vec::new(),
+            cos: Vec::new(),
+            sin: Vec::new(),
         }
     }
 }
@@ -168,40 +170,32 @@ pub(crate) struct RopeTable {
     pairs: Pairs,
     frequencies: Vec<f64>,
     magnitude: f64,
-    /// `(position, pair)`: cosine and sine.
-    turns: Vec<[f32; 2]>,
+    /// `(position, pair)`
+    cos: Vec<f32>,
+    sin: Vec<f32>,
 }
 
 impl RopeTable {
     /// Makes sure of all positions below `end`.
     pub(crate) fn extend(&mut self, end: usize) {
-        let count = self.frequencies.len();
-        let have = self.turns.len().checked_div(count).unwrap_or(end);
+        let have = self.cos.len().checked_div(self.frequencies.len()).unwrap_or(end);
         for position in have..end {
-            self.turns.extend(self.frequencies.iter().map(|frequency| {
+            for frequency in &self.frequencies {
                 let (sin, cos) = (position as f64 * frequency).sin_cos();
-                [(cos * self.magnitude) as f32, (sin * self.magnitude) as f32]
-            }));
+                self.cos.push((cos * self.magnitude) as f32);
+                self.sin.push((sin * self.magnitude) as f32);
+            }
         }
     }
 
     /// Turns one head.
-    pub(crate) fn turn(&self, position: usize, head: &mut [f32]) {
+    pub(crate) fn turn(&self, isa: Isa, position: usize, head: &mut [f32]) {
         let count = self.frequencies.len();
-        let turns = &self.turns[position * count..][..count];
+        let at = position * count..(position + 1) * count;
+        let (cos, sin) = (&self.cos[at.clone()], &self.sin[at]);
         match self.pairs {
-            Pairs::Neighbours => {
-                for (pair, &[cos, sin]) in head.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
-                    let [a, b] = *pair;
-                    *pair = [a * cos - b * sin, a * sin + b * cos];
-                }
-            }
-            Pairs::Halves => {
-                let (first, rest) = head.split_at_mut(count);
-                for ((a, b), &[cos, sin]) in first.iter_mut().zip(rest).zip(turns) {
-                    (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
-                }
-            }
+            Pairs::Neighbours => vector::rotate_neighbours(isa, head, cos, sin),
+            Pairs::Halves => vector::rotate_halves(isa, head, cos, sin),
         }
     }
 }
@@ -225,7 +219,7 @@ mod tests {
             head[places[0]] = 1.0;
             head[places[2]] = 1.0;
             head[4] = 7.0; // Not turned.
-            table.turn(3, &mut head);
+            table.turn(Isa::best(), 3, &mut head);
             let want = [3.0_f32.cos(), 3.0_f32.sin(), 0.03_f32.cos(), 0.03_f32.sin()];
             for (place, want) in places.into_iter().zip(want) {
                 assert!((head[place] - want).abs() < 1e-6, "{pairs:?}: {head:?}");

@@ -1,5 +1,6 @@
 //! From logits to a token: the sampling parameters that users of llama.cpp and vLLM know.
 
+use polylora_quant::{Isa, vector};
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -147,6 +148,16 @@ impl SamplingParams {
             None => Ok(()),
         }
     }
+
+    /// [`top_k`](SamplingParams::top_k), where it limits anything.
+    fn top_k(&self) -> Option<usize> {
+        usize::try_from(self.top_k).ok().filter(|&k| k > 0)
+    }
+
+    /// Whether some tokens cannot be drawn for their rank.
+    fn cuts(&self) -> bool {
+        self.top_k().is_some() || self.top_p < 1.0 || self.min_p > 0.0
+    }
 }
 
 /// A token, and how likely it was.
@@ -182,8 +193,8 @@ pub enum SampleError {
 /// Chooses tokens for one sequence: parameters, what was seen, and a source of random numbers.
 ///
 /// Random numbers are SplitMix64 (Steele, Lea, Flood 2014) from the seed, one for each token
-/// drawn (none at temperature 0), and sums are in double precision in a fixed order: a seed gives
-/// the same tokens everywhere, as far as the platforms' `exp` agrees.
+/// drawn (none at temperature 0), and sums are taken in a fixed order: a seed gives the same tokens
+/// everywhere, as far as the logits and the instruction sets' rounding agree.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     params: SamplingParams,
@@ -193,9 +204,10 @@ pub struct Sampler {
     window: VecDeque<u32>,
     /// How often each token is in `window`.
     seen: HashMap<u32, u32>,
-    /// Kept between tokens for its memory alone, like `weights`.
+    /// Kept between tokens for its memory alone, like `weights` and `sums`.
     candidates: Vec<Candidate>,
-    weights: Vec<f64>,
+    weights: Vec<f32>,
+    sums: Vec<f64>,
 }
 
 impl Sampler {
@@ -220,6 +232,7 @@ impl Sampler {
             seen: HashMap::new(),
             candidates: Vec::new(),
             weights: Vec::new(),
+            sums: Vec::new(),
         })
     }
 
@@ -258,12 +271,22 @@ impl Sampler {
         }
         self.bias(logits);
         self.penalize(logits);
-        if self.params.temperature == 0.0 {
-            let token = likeliest(logits).ok_or(SampleError::NoCandidate)?;
-            return Ok(Sampled { token, probability: 1.0 });
-        }
-        self.cut(logits);
-        self.draw().ok_or(SampleError::NoCandidate)
+        let sampled = if self.params.temperature == 0.0 {
+            likeliest(logits).map(|token| Sampled { token, probability: 1.0 })
+        } else if self.params.cuts() {
+            self.cut(logits);
+            self.weights.clear();
+            self.weights.extend(self.candidates.iter().map(|c| c.logit));
+            self.draw().map(|(place, probability)| Sampled {
+                token: self.candidates[place].token,
+                probability,
+            })
+        } else {
+            self.weights.clear();
+            self.weights.extend_from_slice(logits);
+            self.draw().map(|(place, probability)| Sampled { token: place as u32, probability })
+        };
+        sampled.ok_or(SampleError::NoCandidate)
     }
 
     fn bias(&self, logits: &mut [f32]) {
@@ -293,56 +316,116 @@ impl Sampler {
 
     /// Leaves in `candidates` what `top_k`, `top_p` and `min_p` let through.
     fn cut(&mut self, logits: &[f32]) {
+        let max = vector::max(Isa::best(), logits).min(f32::MAX);
+        let top_p = f64::from(self.params.top_p);
+        let least = f64::from(max) + f64::from(self.params.min_p).ln();
         let kept = &mut self.candidates;
-        let k = usize::try_from(self.params.top_k).unwrap_or(0);
-        if k == 0 || k >= logits.len() {
-            kept.clear();
-            kept.extend((0..).zip(logits).filter_map(|(t, &l)| Candidate::new(t, l)));
-        } else {
+        if let Some(k) = self.params.top_k() {
             highest(logits, k, kept);
-        }
-        let Some(max) = kept.iter().map(|c| c.logit).reduce(f32::max) else { return };
-
-        if self.params.top_p < 1.0 {
-            let weight = |c: &Candidate| (f64::from(c.logit) - f64::from(max)).exp();
-            let enough = f64::from(self.params.top_p) * kept.iter().map(weight).sum::<f64>();
-            let n = shortest_prefix(kept, weight, enough);
-            kept.truncate(n);
-            // For an order that does not depend on how the standard library selects.
-            kept.sort_unstable_by(Candidate::rank);
-        }
-
-        if self.params.min_p > 0.0 {
-            let least = f64::from(max) + f64::from(self.params.min_p).ln();
+            if top_p < 1.0 {
+                let weight = |c: &Candidate| (f64::from(c.logit) - f64::from(max)).exp();
+                let mut missing = top_p * kept.iter().map(weight).sum::<f64>();
+                kept.retain(|c| {
+                    let was_missing = missing;
+                    missing -= weight(c);
+                    was_missing > 0.0
+                });
+            }
             kept.retain(|c| f64::from(c.logit) >= least);
+        } else if top_p < 1.0 {
+            self.nucleus(logits, max);
+            self.candidates.retain(|c| f64::from(c.logit) >= least);
+        } else {
+            at_least(logits, least, kept);
         }
     }
 
-    /// Draws one of the candidates, by their probabilities at the temperature; none if there are
-    /// none.
-    fn draw(&mut self) -> Option<Sampled> {
-        let max = self.candidates.iter().map(|c| c.logit).reduce(f32::max)?;
-        let temperature = f64::from(self.params.temperature);
-        let weight = |c: &Candidate| ((f64::from(c.logit) - f64::from(max)) / temperature).exp();
+    /// Leaves in `candidates` the fewest tokens whose probabilities reach `top_p`. A vocabulary is
+    /// not sorted for that: halving finds about where the last of them lies.
+    fn nucleus(&mut self, logits: &[f32], max: f32) {
+        /// Halvings: after these, tokens within a hundredth of a nat are left to be sorted.
+        const HALVINGS: usize = 11;
+        let isa = Isa::best();
+        let top_p = f64::from(self.params.top_p);
         self.weights.clear();
-        self.weights.extend(self.candidates.iter().map(weight));
-        let total: f64 = self.weights.iter().sum();
+        self.weights.extend_from_slice(logits);
+        let total = vector::exp_sum(isa, &mut self.weights, max, 1.0);
+        let enough = top_p * total;
+        let reached = |least| vector::sum_where_at_least(isa, &self.weights, logits, least);
 
-        let mut left = self.random.unit() * total;
-        let mut drawn = None;
-        for (candidate, &weight) in self.candidates.iter().zip(&self.weights) {
-            if weight > 0.0 {
-                let probability = (weight / total) as f32;
-                drawn = Some(Sampled { token: candidate.token, probability });
-            }
-            left -= weight;
-            // Where rounding leaves something over, the last that has any weight is taken.
-            if left < 0.0 {
+        // Tokens that have `low` reach enough, those that have `high` do not. Where each has less
+        // than this share, they have not `1 - top_p` together: the others have `top_p`.
+        let share = (1.0 - top_p) / logits.len() as f64;
+        let mut low = max + (share * total).ln() as f32;
+        let mut high = max.next_up().min(f32::MAX);
+        for _ in 0..HALVINGS {
+            let middle = low + (high - low) / 2.0;
+            *(if reached(middle) >= enough { &mut low } else { &mut high }) = middle;
+        }
+        let mut missing = enough - reached(high);
+        let kept = &mut self.candidates;
+        at_least(logits, low.into(), kept);
+        let mut border: Vec<Candidate> = kept.extract_if(.., |c| c.logit < high).collect();
+        border.sort_unstable_by(Candidate::rank);
+        kept.extend(border.into_iter().take_while(|c| {
+            let was_missing = missing;
+            missing -= f64::from(self.weights[c.token as usize]);
+            was_missing > 0.0
+        }));
+    }
+
+    /// Draws one of the logits in `weights`, by their probabilities at the temperature: its place,
+    /// and its probability; none where no logit is a number.
+    fn draw(&mut self) -> Option<(usize, f32)> {
+        let isa = Isa::best();
+        let max = vector::max(isa, &self.weights);
+        if max == f32::NEG_INFINITY {
+            return None;
+        }
+        self.sums.clear();
+        let blocks = self.weights.chunks_mut(BLOCK);
+        self.sums
+            .extend(blocks.map(|block| vector::exp_sum(isa, block, max, self.params.temperature)));
+        let total: f64 = self.sums.iter().sum();
+
+        let left = self.random.unit() * total;
+        let (block, left) = falls_in(self.sums.iter().copied(), left)?;
+        let weights = self.weights.iter().skip(block * BLOCK).take(BLOCK);
+        let (place, _) = falls_in(weights.map(|&weight| weight.into()), left)?;
+        let place = block * BLOCK + place;
+        Some((place, (f64::from(self.weights[place]) / total) as f32))
+    }
+}
+
+/// Weights of which the sum is looked at before they are.
+const BLOCK: usize = 256;
+
+/// The sum of `exp(logit - max)`, without those that are no numbers.
+pub(crate) fn exp_total(logits: &[f32], max: f32) -> f64 {
+    let isa = Isa::best();
+    let mut block = [0.0; BLOCK];
+    let sums = logits.chunks(BLOCK).map(|logits| {
+        let block = &mut block[..logits.len()];
+        block.copy_from_slice(logits);
+        vector::exp_sum(isa, block, max, 1.0)
+    });
+    sums.sum()
+}
+
+/// Which of the weights `left` falls in when they are laid end to end, and how far into it. Where
+/// rounding lays `left` behind them all, the last that is not zero.
+fn falls_in(weights: impl Iterator<Item = f64>, mut left: f64) -> Option<(usize, f64)> {
+    let mut found = None;
+    for (place, weight) in weights.enumerate() {
+        if weight > 0.0 {
+            found = Some((place, left));
+            if left < weight {
                 break;
             }
         }
-        drawn
+        left -= weight;
     }
+    found
 }
 
 /// A token that may be chosen. Its logit is finite.
@@ -366,15 +449,27 @@ impl Candidate {
     }
 }
 
+/// Logits of which the largest is looked for first: that is fast, and most often it says that there
+/// is nothing among them.
+const GLANCE: usize = 64;
+
 /// The token with the highest logit, the lowest of equal ones.
 fn likeliest(logits: &[f32]) -> Option<u32> {
-    let (mut best, mut highest) = (None, f32::NEG_INFINITY);
-    for (token, &logit) in (0..).zip(logits) {
-        if logit > highest {
-            (best, highest) = (Some(token), logit);
+    let max = vector::max(Isa::best(), logits);
+    let found = logits.iter().position(|&logit| logit == max && max > f32::NEG_INFINITY);
+    found.map(|token| token as u32)
+}
+
+/// All logits from `least` on.
+fn at_least(logits: &[f32], least: f64, out: &mut Vec<Candidate>) {
+    let isa = Isa::best();
+    out.clear();
+    for (first, block) in (0..).step_by(GLANCE).zip(logits.chunks(GLANCE)) {
+        if f64::from(vector::max(isa, block)) >= least {
+            let all = (first..).zip(block).filter_map(|(t, &l)| Candidate::new(t, l));
+            out.extend(all.filter(|c| f64::from(c.logit) >= least));
         }
     }
-    best
 }
 
 /// The `n` highest logits, in order. One pass that compares each logit with the `n`th highest of
@@ -384,47 +479,29 @@ pub(crate) fn highest(logits: &[f32], n: usize, out: &mut Vec<Candidate>) {
     if n == 0 {
         return;
     }
+    let isa = Isa::best();
     // Room to gather some before the `n`th of them is sought again.
     let room = n.saturating_mul(2).max(256);
     let mut floor = f32::NEG_INFINITY;
-    for (token, &logit) in (0..).zip(logits) {
+    for (first, block) in (0..).step_by(GLANCE).zip(logits.chunks(GLANCE)) {
         // A logit equal to the floor has a later token: it comes after all that are kept.
-        if logit > floor
-            && let Some(candidate) = Candidate::new(token, logit)
-        {
-            out.push(candidate);
-            if out.len() == room {
-                floor = out.select_nth_unstable_by(n - 1, Candidate::rank).1.logit;
-                out.truncate(n);
+        if vector::max(isa, block) <= floor {
+            continue;
+        }
+        for (token, &logit) in (first..).zip(block) {
+            if logit > floor
+                && let Some(candidate) = Candidate::new(token, logit)
+            {
+                out.push(candidate);
+                if out.len() == room {
+                    floor = out.select_nth_unstable_by(n - 1, Candidate::rank).1.logit;
+                    out.truncate(n);
+                }
             }
         }
     }
     out.sort_unstable_by(Candidate::rank);
     out.truncate(n);
-}
-
-/// Brings the highest-ranking `candidates` whose weights reach `enough` to the front, as few as can
-/// be and in no order; says how many these are. Halves where the border must lie, so that most of a
-/// vocabulary is looked at but a few times and never sorted.
-fn shortest_prefix(
-    candidates: &mut [Candidate],
-    weight: impl Fn(&Candidate) -> f64,
-    enough: f64,
-) -> usize {
-    let (mut low, mut high) = (0, candidates.len());
-    let mut missing = enough;
-    while high - low > 1 {
-        let half = (high - low) / 2;
-        candidates[low..high].select_nth_unstable_by(half, Candidate::rank);
-        let upper: f64 = candidates[low..low + half].iter().map(&weight).sum();
-        if upper >= missing {
-            high = low + half;
-        } else {
-            missing -= upper;
-            low += half;
-        }
-    }
-    high
 }
 
 /// The generator of Steele, Lea and Flood, "Fast splittable pseudorandom number generators".
@@ -710,8 +787,10 @@ mod tests {
                 sum += f64::from(given[t as usize]).exp();
                 short
             });
-            let kept: Vec<u32> = sampler.candidates.iter().map(|c| c.token).collect();
-            assert_eq!(kept, fewest, "{top_p}");
+            let mut kept: Vec<u32> = sampler.candidates.iter().map(|c| c.token).collect();
+            kept.sort_unstable();
+            fewest.sort_unstable();
+            assert!(kept == fewest, "{top_p}: {} {}", kept.len(), fewest.len());
         }
     }
 

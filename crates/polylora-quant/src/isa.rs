@@ -70,6 +70,8 @@ pub trait Lanes:
     fn abs(self) -> Self;
     /// Rounds toward zero, as a C cast to int does. For `|x| < 2^31`.
     fn trunc(self) -> Self;
+    /// Lane `i` of each pair in the place of the other: lanes 1, 0, 3, 2 and so on.
+    fn swap_neighbours(self) -> Self;
     /// The lanes in order.
     fn to_array(self) -> [f32; LANES];
     /// `self * factor + summand`, rounded once where the CPU can do that at the cost of one
@@ -375,6 +377,7 @@ mod tests {
                 a.sqrt(),
                 a.abs(),
                 a.trunc(),
+                a.swap_neighbours(),
                 a.min(b),
                 a.max(b),
                 s.nearest(a),

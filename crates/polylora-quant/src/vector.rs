@@ -106,6 +106,80 @@ pub fn softmax(isa: Isa, x: &mut [f32]) {
     isa.run(Softmax(x));
 }
 
+/// The largest of `x`, negative infinity where there is none; NaN does not count.
+pub fn max(isa: Isa, x: &[f32]) -> f32 {
+    struct Max<'a>(&'a [f32]);
+
+    impl Kernel for Max<'_> {
+        type Output = f32;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> f32 {
+            largest(s, self.0)
+        }
+    }
+
+    isa.run(Max(x))
+}
+
+/// `x[i] = exp((x[i] - max) / temperature)`, for logits that are at most `max`; the sum of these, in
+/// double precision. NaN counts as negative infinity, and infinity as the largest finite number.
+pub fn exp_sum(isa: Isa, x: &mut [f32], max: f32, temperature: f32) -> f64 {
+    struct ExpSum<'a> {
+        x: &'a mut [f32],
+        max: f32,
+        temperature: f32,
+    }
+
+    struct Share {
+        max: f32,
+        temperature: f32,
+    }
+
+    impl Each for Share {
+        #[inline(always)]
+        fn each<S: Simd>(&self, s: S, x: S::F32, _: S::F32) -> S::F32 {
+            let x = x.max(s.splat(f32::NEG_INFINITY)).min(s.splat(f32::MAX));
+            // A quotient, for 1 / temperature may be infinite.
+            exp(s, (x - s.splat(self.max)) / s.splat(self.temperature))
+        }
+    }
+
+    impl Kernel for ExpSum<'_> {
+        type Output = f64;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> f64 {
+            let ExpSum { x, max, temperature } = self;
+            each(s, x, &[], &Share { max, temperature });
+            sum_at_least(s, x, x, 0.0)
+        }
+    }
+
+    isa.run(ExpSum { x, max: max.min(f32::MAX), temperature })
+}
+
+/// The sum of the `values` whose `keys` are `least` or more, in double precision.
+pub fn sum_where_at_least(isa: Isa, values: &[f32], keys: &[f32], least: f32) -> f64 {
+    struct SumAtLeast<'a> {
+        values: &'a [f32],
+        keys: &'a [f32],
+        least: f32,
+    }
+
+    impl Kernel for SumAtLeast<'_> {
+        type Output = f64;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> f64 {
+            sum_at_least(s, self.values, self.keys, self.least)
+        }
+    }
+
+    assert_eq!(values.len(), keys.len());
+    isa.run(SumAtLeast { values, keys, least })
+}
+
 /// `x[i] = cap * tanh(x[i] / cap)`, to some 1e-7 of `cap`.
 pub fn soft_cap(isa: Isa, x: &mut [f32], cap: f32) {
     isa.run(All { x, y: &[], each: SoftCap(cap) });
@@ -131,6 +205,83 @@ impl Each for Times {
     fn each<S: Simd>(&self, s: S, x: S::F32, _: S::F32) -> S::F32 {
         x * s.splat(self.0)
     }
+}
+
+/// Turns pairs of values by angles (Su et al. 2021, "RoFormer"): pair `i`, of `cos.len()` pairs, is
+/// `x[i]` and `x[i + cos.len()]`. What is behind the pairs stays.
+pub fn rotate_halves(isa: Isa, x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    struct Rotate<'a> {
+        first: &'a mut [f32],
+        second: &'a mut [f32],
+        cos: &'a [f32],
+        sin: &'a [f32],
+    }
+
+    impl Kernel for Rotate<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            let Rotate { first, second, cos, sin } = self;
+            let (first, last_first) = first.as_chunks_mut::<LANES>();
+            let (second, last_second) = second.as_chunks_mut::<LANES>();
+            let (cos, last_cos) = cos.as_chunks::<LANES>();
+            let (sin, last_sin) = sin.as_chunks::<LANES>();
+            for i in 0..first.len() {
+                let (a, b) = (s.load(&first[i]), s.load(&second[i]));
+                let (cos, sin) = (s.load(&cos[i]), s.load(&sin[i]));
+                first[i] = (a * cos - b * sin).to_array();
+                second[i] = (a * sin + b * cos).to_array();
+            }
+            for i in 0..last_first.len() {
+                let (a, b) = (last_first[i], last_second[i]);
+                last_first[i] = a * last_cos[i] - b * last_sin[i];
+                last_second[i] = a * last_sin[i] + b * last_cos[i];
+            }
+        }
+    }
+
+    assert_eq!(cos.len(), sin.len());
+    let (first, rest) = x.split_at_mut(cos.len());
+    isa.run(Rotate { first, second: &mut rest[..cos.len()], cos, sin });
+}
+
+/// As [`rotate_halves`], but pair `i` is `x[2 * i]` and `x[2 * i + 1]`.
+pub fn rotate_neighbours(isa: Isa, x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    const PAIRS: usize = LANES / 2;
+    struct Rotate<'a> {
+        x: &'a mut [f32],
+        cos: &'a [f32],
+        sin: &'a [f32],
+    }
+
+    impl Kernel for Rotate<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            let Rotate { x, cos, sin } = self;
+            let (whole, last) = x.as_chunks_mut::<LANES>();
+            let (cos, last_cos) = cos.as_chunks::<PAIRS>();
+            let (sin, last_sin) = sin.as_chunks::<PAIRS>();
+            // The first of a pair loses what the second gains.
+            let sign = s.load(&std::array::from_fn(|i| if i % 2 == 0 { -1.0 } else { 1.0 }));
+            for ((x, cos), sin) in whole.iter_mut().zip(cos).zip(sin) {
+                let pairs = s.load(x);
+                let (cos, sin) = (s.by_two(cos), s.by_two(sin) * sign);
+                *x = (pairs * cos + pairs.swap_neighbours() * sin).to_array();
+            }
+            for ((pair, cos), sin) in
+                last.as_chunks_mut::<2>().0.iter_mut().zip(last_cos).zip(last_sin)
+            {
+                let [a, b] = *pair;
+                *pair = [a * cos - b * sin, a * sin + b * cos];
+            }
+        }
+    }
+
+    assert_eq!(cos.len(), sin.len());
+    isa.run(Rotate { x: &mut x[..2 * cos.len()], cos, sin });
 }
 
 /// What becomes of each `x`, given the `y` beside it.
@@ -225,7 +376,25 @@ pub(crate) fn dots<S: Simd, const T: usize>(s: S, a: &[f32], b: [&[f32]; T]) -> 
     out
 }
 
-/// The largest of `x`, negative infinity where there is none; NaN does not count.
+/// See [`sum_where_at_least`].
+#[inline(always)]
+fn sum_at_least<S: Simd>(s: S, values: &[f32], keys: &[f32], least: f32) -> f64 {
+    let mut sums = [0.0; LANES];
+    let (values, last_values) = values.as_chunks::<LANES>();
+    let (keys, last_keys) = keys.as_chunks::<LANES>();
+    let last = (load_some(s, last_values, 0.0), load_some(s, last_keys, 0.0));
+    for i in 0..=values.len() {
+        let (value, key) =
+            if i < values.len() { (s.load(&values[i]), s.load(&keys[i])) } else { last };
+        let counted = S::F32::select(s.splat(least).le(key), value, s.splat(0.0)).to_array();
+        for i in 0..LANES {
+            sums[i] += f64::from(counted[i]);
+        }
+    }
+    sums.iter().sum()
+}
+
+/// See [`max`].
 #[inline(always)]
 pub(crate) fn largest<S: Simd>(s: S, x: &[f32]) -> f32 {
     let mut largest = s.splat(f32::NEG_INFINITY);
@@ -340,6 +509,48 @@ mod tests {
                 let got = changed(&|x| softmax(isa, x));
                 let sum: f64 = a.iter().map(|&a| f64::from(a).exp()).sum();
                 check("softmax", &got, &|a, _| a.exp() / sum);
+
+                let largest = a.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                assert_eq!(max(isa, &a), largest);
+                let mut got = a.clone();
+                let sum = exp_sum(isa, &mut got, largest, 0.7);
+                let share = |a: f64| ((a - f64::from(largest)) / f64::from(0.7_f32)).exp();
+                check("exp_sum", &got, &|a, _| share(a));
+                let want: f64 = a.iter().map(|&a| share(a.into())).sum();
+                assert!((sum - want).abs() <= 2e-7 * want, "{sum} {want}");
+
+                let kept = a.iter().zip(&b).filter(|(a, _)| **a >= 1.5);
+                let want: f64 = kept.map(|(_, &b)| f64::from(b)).sum();
+                let sum = sum_where_at_least(isa, &b, &a, 1.5);
+                assert!((sum - want).abs() <= 1e-13 * length as f64, "{sum} {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn pairs_are_turned_and_the_rest_stays() {
+        for isa in Isa::available() {
+            for pairs in LENGTHS {
+                let given = values(2 * pairs + 3, 9.0);
+                let angles: Vec<f32> = (0..pairs).map(|i| i as f32 * 0.3).collect();
+                let cos: Vec<f32> = angles.iter().map(|angle| angle.cos()).collect();
+                let sin: Vec<f32> = angles.iter().map(|angle| angle.sin()).collect();
+                let (mut halves, mut neighbours) = (given.clone(), given.clone());
+                rotate_halves(isa, &mut halves, &cos, &sin);
+                rotate_neighbours(isa, &mut neighbours, &cos, &sin);
+                for (got, step, apart) in [(halves, 1, pairs), (neighbours, 2, 1)] {
+                    for (i, angle) in angles.iter().enumerate() {
+                        let at = [i * step, i * step + apart];
+                        let [a, b] = at.map(|at| f64::from(given[at]));
+                        let (sin, cos) = f64::from(*angle).sin_cos();
+                        let want = [a * cos - b * sin, a * sin + b * cos];
+                        for (at, want) in at.into_iter().zip(want) {
+                            let error = (f64::from(got[at]) - want).abs();
+                            assert!(error < 3e-6, "{} {pairs} {i}", isa.name());
+                        }
+                    }
+                    assert_eq!(got[2 * pairs..], given[2 * pairs..]);
+                }
             }
         }
     }
@@ -378,6 +589,20 @@ mod tests {
             let mut x = [f32::NEG_INFINITY, 1e30, f32::MIN, 1e30];
             softmax(isa, &mut x);
             assert_eq!(x, [0.0, 0.5, 0.0, 0.5]);
+        }
+    }
+
+    #[test]
+    fn damaged_logits_have_no_share() {
+        let damaged = [f32::NAN, f32::NEG_INFINITY, f32::MIN, f32::INFINITY, f32::MAX];
+        for isa in Isa::available() {
+            assert_eq!(max(isa, &damaged), f32::INFINITY);
+            assert_eq!(max(isa, &damaged[..2]), f32::NEG_INFINITY);
+            for temperature in [1e-45, 1.0, f32::MAX] {
+                let mut x = damaged;
+                let sum = exp_sum(isa, &mut x, f32::INFINITY, temperature);
+                assert_eq!((x, sum), ([0.0, 0.0, 0.0, 1.0, 1.0], 2.0), "{}", isa.name());
+            }
         }
     }
 }

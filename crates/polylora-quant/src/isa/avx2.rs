@@ -523,6 +523,13 @@ impl Lanes for F32 {
         F32(op!(_mm256_andnot_ps(sign, self.0)), op!(_mm256_andnot_ps(sign, self.1)))
     }
     #[inline(always)]
+    fn swap_neighbours(self) -> Self {
+        F32(
+            op!(_mm256_permute_ps::<0b10_11_00_01>(self.0)),
+            op!(_mm256_permute_ps::<0b10_11_00_01>(self.1)),
+        )
+    }
+    #[inline(always)]
     fn trunc(self) -> Self {
         const TOWARD_ZERO: i32 = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC;
         F32(

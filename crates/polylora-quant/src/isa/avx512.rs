@@ -254,6 +254,10 @@ impl Lanes for F32 {
         F32(op!(_mm512_abs_ps(self.0)))
     }
     #[inline(always)]
+    fn swap_neighbours(self) -> Self {
+        F32(op!(_mm512_permute_ps::<0b10_11_00_01>(self.0)))
+    }
+    #[inline(always)]
     fn trunc(self) -> Self {
         F32(op!(_mm512_roundscale_ps::<{ _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC }>(self.0)))
     }

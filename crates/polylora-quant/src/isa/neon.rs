@@ -351,6 +351,10 @@ impl Lanes for F32 {
         F32(quarters!(I => op!(vabsq_f32(self.0[I]))))
     }
     #[inline(always)]
+    fn swap_neighbours(self) -> Self {
+        F32(quarters!(I => op!(vrev64q_f32(self.0[I]))))
+    }
+    #[inline(always)]
     fn trunc(self) -> Self {
         F32(quarters!(I => op!(vrndq_f32(self.0[I]))))
     }

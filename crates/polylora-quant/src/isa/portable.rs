@@ -213,6 +213,10 @@ impl Lanes for F32 {
         F32(self.0.map(f32::abs))
     }
     #[inline(always)]
+    fn swap_neighbours(self) -> Self {
+        F32(std::array::from_fn(|i| self.0[i ^ 1]))
+    }
+    #[inline(always)]
     fn trunc(self) -> Self {
         F32(self.0.map(f32::trunc))
     }
