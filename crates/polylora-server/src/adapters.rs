@@ -81,6 +81,8 @@ struct Entry {
     /// When it was registered.
     created: SystemTime,
     generation: u64,
+    /// Of its files; after it was taken away by request, of those that the folder then had under its
+    /// name, which are not found again.
     fingerprint: Option<Fingerprint>,
     /// Of this generation, once it was loaded: what is known of it.
     known: Option<Known>,
@@ -301,7 +303,8 @@ impl Adapters {
         Ok(number)
     }
 
-    /// Takes an adapter away; those who use it go on with it.
+    /// Takes an adapter away; those who use it go on with it. Files of its name in the folder are no
+    /// adapter until they change.
     pub(crate) fn remove(&self, number: Number) -> Result<(), Refused> {
         let mut state = self.0.lock();
         let entry = &mut state.entries[number];
@@ -309,6 +312,8 @@ impl Adapters {
             return Err(Refused::CommandLine(entry.name.clone()));
         }
         entry.source = None;
+        entry.fingerprint =
+            self.0.folder.as_ref().and_then(|folder| folder.fingerprint(&entry.name));
         state.next_generation(number);
         state.defaults.retain(|&(default, _)| default != number);
         drop(state);
@@ -337,6 +342,7 @@ impl Adapters {
         let mut state = self.0.lock();
         for (spec, fingerprint) in &found {
             match state.find(&spec.name) {
+                None if state.was_removed(&spec.name, fingerprint) => {}
                 None => {
                     tracing::info!(adapter = spec.name, "adapter found");
                     state.register(spec.clone(), Origin::Folder, Some(fingerprint.clone()));
@@ -362,6 +368,7 @@ impl Adapters {
         for number in gone {
             tracing::info!(adapter = state.entries[number].name, "adapter gone");
             state.entries[number].source = None;
+            state.entries[number].fingerprint = None;
             state.next_generation(number);
         }
         drop(state);
@@ -612,6 +619,12 @@ impl State {
     fn find(&self, name: &str) -> Option<Number> {
         let number = *self.numbers.get(name)?;
         self.entries[number].source.is_some().then_some(number)
+    }
+
+    /// Whether these files were there when the adapter of that name was taken away.
+    fn was_removed(&self, name: &str, files: &Fingerprint) -> bool {
+        let number = self.numbers.get(name);
+        number.is_some_and(|&number| self.entries[number].fingerprint.as_ref() == Some(files))
     }
 
     /// Registers an adapter, or the next generation of one.

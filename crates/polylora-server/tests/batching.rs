@@ -243,7 +243,11 @@ fn adapters_take_turns_in_a_cache_for_one() {
 #[test]
 fn the_folder_is_looked_through_again() {
     let folder = adapter_folder();
-    let options = ServerOptions { adapter_dir: Some(folder.path().to_owned()), ..options() };
+    let options = ServerOptions {
+        adapter_dir: Some(folder.path().to_owned()),
+        allow_adapter_loading: true,
+        ..options()
+    };
     let served = Served::new(options);
     let short = json!({ "max_tokens": 12 });
     let [shout, pirate] =
@@ -263,4 +267,12 @@ fn the_folder_is_looked_through_again() {
     assert_eq!(served.complete("shout", STORY, short), pirate);
     assert_ne!(shout, pirate);
     assert_eq!(served.post("/v1/completions", &request("json", STORY, json!({}))).0, 404);
+
+    // One that was taken away is not found again, before its files are others.
+    let unload = json!({ "lora_name": "new" });
+    assert_eq!(served.post("/v1/unload_lora_adapter", &unload).0, 200);
+    copy_adapter("pirate", &folder.path().join("newer"));
+    served.wait_until(|overview| names(overview) == ["pirate", "shout", "newer"]);
+    copy_adapter("shout", &folder.path().join("new"));
+    served.wait_until(|overview| names(overview) == ["pirate", "shout", "new", "newer"]);
 }

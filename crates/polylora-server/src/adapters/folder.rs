@@ -110,6 +110,14 @@ impl Folder {
         Ok(resolved)
     }
 
+    /// Of the adapter that a scan would find under a name.
+    pub(super) fn fingerprint(&self, name: &str) -> Option<Fingerprint> {
+        [name.to_owned(), format!("{name}.gguf")]
+            .iter()
+            .filter_map(|member| self.resolve(member).ok())
+            .find_map(|path| Fingerprint::of(&path))
+    }
+
     /// The adapters that lie directly in the folder, in the order of their names. `known` are
     /// those that need not be looked into again where their fingerprint is the same.
     pub(super) fn scan(
