@@ -5,6 +5,7 @@
 //! [`Format::decode`], which turns a block into [`Codes`]; [`Encode`] is the way back. Rows,
 //! sizes and tests follow from these.
 
+use crate::compensate::{Compensate, compensate_blocks};
 use crate::isa::{Isa, Simd, half_to_single};
 use crate::product::{panels, rows, rows::Rows};
 use crate::row;
@@ -98,6 +99,9 @@ pub trait Encode: Format {
         importance: Option<&[f32]>,
         out: &mut [Self::Block],
     );
+
+    /// Gives a block other codes, [`MIN_CODE`](Format::MIN_CODE) taken off each; its scales stay.
+    fn recode(block: &mut Self::Block, codes: &[u8; MAX_BLOCK]);
 }
 
 /// A format whose "block" is a single number.
@@ -167,6 +171,8 @@ pub(crate) struct Product {
 pub(crate) struct Encoder {
     pub(crate) importance: Importance,
     pub(crate) quantize: QuantizeRow,
+    /// None for single numbers, which lose too little to be made good.
+    pub(crate) compensate: Option<Compensate>,
 }
 
 impl FormatInfo {
@@ -189,7 +195,11 @@ impl FormatInfo {
     }
 
     const fn encodes<F: Encode>() -> FormatInfo {
-        let encoder = Encoder { importance: F::IMPORTANCE, quantize: row::quantize_blocks::<F> };
+        let encoder = Encoder {
+            importance: F::IMPORTANCE,
+            quantize: row::quantize_blocks::<F>,
+            compensate: Some(compensate_blocks::<F>),
+        };
         FormatInfo { encoder: Some(encoder), ..FormatInfo::decodes::<F>() }
     }
 
@@ -200,7 +210,11 @@ impl FormatInfo {
             dequantize: row::widen::<F>,
             changed_codes: row::changed_numbers::<F>,
             product: None,
-            encoder: Some(Encoder { importance: Importance::Ignored, quantize: row::narrow::<F> }),
+            encoder: Some(Encoder {
+                importance: Importance::Ignored,
+                quantize: row::narrow::<F>,
+                compensate: None,
+            }),
         }
     }
 }

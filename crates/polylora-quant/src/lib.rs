@@ -22,6 +22,7 @@
 //! ```
 
 pub mod attention;
+pub mod compensate;
 pub mod format;
 pub mod isa;
 pub mod product;

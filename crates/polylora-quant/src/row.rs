@@ -64,7 +64,7 @@ pub enum RowError {
     },
 }
 
-fn check_length(ty: GgmlType, weights: usize, bytes: usize) -> Result<(), RowError> {
+pub(crate) fn check_length(ty: GgmlType, weights: usize, bytes: usize) -> Result<(), RowError> {
     if ty.row_bytes(weights) == Some(bytes) {
         Ok(())
     } else {
@@ -166,7 +166,7 @@ pub(crate) fn blocks<
     <[B]>::ref_from_bytes(bytes).expect("whole blocks")
 }
 
-fn blocks_mut<B>(bytes: &mut [u8]) -> &mut [B]
+pub(crate) fn blocks_mut<B>(bytes: &mut [u8]) -> &mut [B]
 where
     B: FromBytes
         + zerocopy::IntoBytes

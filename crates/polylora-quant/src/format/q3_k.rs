@@ -15,7 +15,7 @@ use super::columns::{columns, runs};
 use super::q2_k::two_bits;
 use super::search::{TINY, nearest_between, signed_scale, temper};
 use super::superblock::{BATCH, WEIGHTS, mean_squares};
-use super::{Codes, Encode, Format, Half, Importance, codes};
+use super::{Codes, Encode, Format, Half, Importance, MAX_BLOCK, codes};
 use crate::isa::{Bytes, Lanes, Simd, nearest_int};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -77,14 +77,19 @@ impl Block {
             packed[g % 8] |= (scale & 15) << (4 * (g / 8));
             packed[8 + g % 4] |= scale >> 4 << (2 * (g / 4));
         }
-        let mut hmask = [0; 32];
-        for (k, codes) in codes.as_chunks::<32>().0.iter().enumerate() {
-            for (byte, code) in hmask.iter_mut().zip(codes) {
-                *byte |= code >> 2 << k;
-            }
-        }
-        Block { hmask, qs: two_bits(codes), scales: packed, d }
+        Block { hmask: high_bits(codes), qs: two_bits(codes), scales: packed, d }
     }
+}
+
+#[inline(always)]
+fn high_bits(codes: &[u8; WEIGHTS]) -> [u8; 32] {
+    let mut hmask = [0; 32];
+    for (k, codes) in codes.as_chunks::<32>().0.iter().enumerate() {
+        for (byte, code) in hmask.iter_mut().zip(codes) {
+            *byte |= code >> 2 << k;
+        }
+    }
+    hmask
 }
 
 impl Encode for Q3K {
@@ -99,6 +104,11 @@ impl Encode for Q3K {
                 Some(all) => weighted(s, weights, &all[n * STEP..][..weights.len()], out),
             }
         }
+    }
+
+    #[inline(always)]
+    fn recode(block: &mut Block, codes: &[u8; MAX_BLOCK]) {
+        (block.hmask, block.qs) = (high_bits(codes), two_bits(codes));
     }
 }
 

@@ -7,7 +7,7 @@
 //! ```
 
 use super::short_block::{FewBits, ShortBlock, WEIGHTS, encode_signed, low_bits};
-use super::{Encode, Half, Importance};
+use super::{Encode, Half, Importance, MAX_BLOCK};
 use crate::isa::{Bytes, Simd};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -53,5 +53,10 @@ impl Encode for Q4_0 {
     #[inline(always)]
     fn encode<S: Simd>(s: S, weights: &[f32], importance: Option<&[f32]>, out: &mut [Block]) {
         encode_signed::<S, Q4_0>(s, weights, importance, out);
+    }
+
+    #[inline(always)]
+    fn recode(block: &mut Block, codes: &[u8; MAX_BLOCK]) {
+        block.qs = low_bits(&codes.as_chunks().0[0]);
     }
 }

@@ -7,7 +7,7 @@
 //! ```
 
 use super::short_block::{FewBits, ShortBlock, WEIGHTS, encode_affine, low_bits};
-use super::{Encode, Half, Importance};
+use super::{Encode, Half, Importance, MAX_BLOCK};
 use crate::isa::Simd;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -59,5 +59,10 @@ impl Encode for Q4_1 {
     #[inline(always)]
     fn encode<S: Simd>(s: S, weights: &[f32], importance: Option<&[f32]>, out: &mut [Block]) {
         encode_affine::<S, Q4_1>(s, weights, importance, out);
+    }
+
+    #[inline(always)]
+    fn recode(block: &mut Block, codes: &[u8; MAX_BLOCK]) {
+        block.qs = low_bits(&codes.as_chunks().0[0]);
     }
 }

@@ -11,7 +11,7 @@
 use super::eight_groups::{self, Header};
 use super::search::Tries;
 use super::superblock::{self, Superblock};
-use super::{Codes, Encode, Format, Importance};
+use super::{Codes, Encode, Format, Importance, MAX_BLOCK};
 use crate::isa::{Bytes, Simd};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -65,14 +65,19 @@ impl Superblock<8> for Q4K {
 
     #[inline(always)]
     fn block(header: Header, codes: &[u8; 256]) -> Block {
-        let mut qs = [0; 128];
-        for (qs, codes) in qs.chunks_exact_mut(32).zip(codes.as_chunks::<64>().0) {
-            for (i, byte) in qs.iter_mut().enumerate() {
-                *byte = codes[i] | codes[i + 32] << 4;
-            }
-        }
-        Block { header, qs }
+        Block { header, qs: pack(codes) }
     }
+}
+
+#[inline(always)]
+fn pack(codes: &[u8; 256]) -> [u8; 128] {
+    let mut qs = [0; 128];
+    for (qs, codes) in qs.chunks_exact_mut(32).zip(codes.as_chunks::<64>().0) {
+        for (i, byte) in qs.iter_mut().enumerate() {
+            *byte = codes[i] | codes[i + 32] << 4;
+        }
+    }
+    qs
 }
 
 impl Encode for Q4K {
@@ -81,5 +86,10 @@ impl Encode for Q4K {
     #[inline(always)]
     fn encode<S: Simd>(s: S, weights: &[f32], importance: Option<&[f32]>, out: &mut [Block]) {
         superblock::encode::<S, Q4K, 8, 32>(s, weights, importance, out);
+    }
+
+    #[inline(always)]
+    fn recode(block: &mut Block, codes: &[u8; MAX_BLOCK]) {
+        block.qs = pack(codes);
     }
 }

@@ -10,7 +10,7 @@
 //! ```
 
 use super::short_block::{FewBits, ShortBlock, WEIGHTS, encode_signed, fifth_bits, five_bits, low_bits};
-use super::{Encode, Half, Importance};
+use super::{Encode, Half, Importance, MAX_BLOCK};
 use crate::isa::{Bytes, Simd};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -57,5 +57,11 @@ impl Encode for Q5_0 {
     #[inline(always)]
     fn encode<S: Simd>(s: S, weights: &[f32], importance: Option<&[f32]>, out: &mut [Block]) {
         encode_signed::<S, Q5_0>(s, weights, importance, out);
+    }
+
+    #[inline(always)]
+    fn recode(block: &mut Block, codes: &[u8; MAX_BLOCK]) {
+        let codes = &codes.as_chunks().0[0];
+        (block.qh, block.qs) = (fifth_bits(codes), low_bits(codes));
     }
 }

@@ -10,7 +10,7 @@
 //! ```
 
 use super::short_block::{FewBits, ShortBlock, WEIGHTS, encode_affine, fifth_bits, five_bits, low_bits};
-use super::{Encode, Half, Importance};
+use super::{Encode, Half, Importance, MAX_BLOCK};
 use crate::isa::Simd;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -63,5 +63,11 @@ impl Encode for Q5_1 {
     #[inline(always)]
     fn encode<S: Simd>(s: S, weights: &[f32], importance: Option<&[f32]>, out: &mut [Block]) {
         encode_affine::<S, Q5_1>(s, weights, importance, out);
+    }
+
+    #[inline(always)]
+    fn recode(block: &mut Block, codes: &[u8; MAX_BLOCK]) {
+        let codes = &codes.as_chunks().0[0];
+        (block.qh, block.qs) = (fifth_bits(codes), low_bits(codes));
     }
 }

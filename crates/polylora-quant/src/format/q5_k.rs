@@ -12,7 +12,7 @@
 use super::eight_groups::{self, Header};
 use super::search::Tries;
 use super::superblock::{self, Superblock};
-use super::{Codes, Encode, Format, Importance};
+use super::{Codes, Encode, Format, Importance, MAX_BLOCK};
 use crate::isa::{Bytes, Simd};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -70,16 +70,22 @@ impl Superblock<8> for Q5K {
 
     #[inline(always)]
     fn block(header: Header, codes: &[u8; 256]) -> Block {
-        let (mut qh, mut qs) = ([0; 32], [0; 128]);
-        let pairs = qs.as_chunks_mut::<32>().0.iter_mut().zip(codes.as_chunks::<64>().0);
-        for (n, (qs, codes)) in pairs.enumerate() {
-            for i in 0..32 {
-                qs[i] = codes[i] & 15 | codes[i + 32] << 4;
-                qh[i] |= (codes[i] >> 4 | codes[i + 32] >> 4 << 1) << (2 * n);
-            }
-        }
+        let (qh, qs) = pack(codes);
         Block { header, qh, qs }
     }
+}
+
+#[inline(always)]
+fn pack(codes: &[u8; 256]) -> ([u8; 32], [u8; 128]) {
+    let (mut qh, mut qs) = ([0; 32], [0; 128]);
+    let pairs = qs.as_chunks_mut::<32>().0.iter_mut().zip(codes.as_chunks::<64>().0);
+    for (n, (qs, codes)) in pairs.enumerate() {
+        for i in 0..32 {
+            qs[i] = codes[i] & 15 | codes[i + 32] << 4;
+            qh[i] |= (codes[i] >> 4 | codes[i + 32] >> 4 << 1) << (2 * n);
+        }
+    }
+    (qh, qs)
 }
 
 impl Encode for Q5K {
@@ -88,5 +94,10 @@ impl Encode for Q5K {
     #[inline(always)]
     fn encode<S: Simd>(s: S, weights: &[f32], importance: Option<&[f32]>, out: &mut [Block]) {
         superblock::encode::<S, Q5K, 8, 32>(s, weights, importance, out);
+    }
+
+    #[inline(always)]
+    fn recode(block: &mut Block, codes: &[u8; MAX_BLOCK]) {
+        (block.qh, block.qs) = pack(codes);
     }
 }

@@ -13,7 +13,7 @@
 
 use super::columns::columns;
 use super::search::{TINY, signed_scale};
-use super::{Codes, Encode, Format, Half, Importance, codes};
+use super::{Codes, Encode, Format, Half, Importance, MAX_BLOCK, codes};
 use crate::isa::{Bytes, Lanes, Simd, nearest_int};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -60,18 +60,24 @@ impl Format for Q6K {
 impl Block {
     #[inline(always)]
     fn new(d: Half, scales: [i8; GROUPS], codes: &[u8; 256]) -> Block {
-        let (mut ql, mut qh) = ([0; 128], [0; 64]);
-        let halves = ql.as_chunks_mut::<64>().0.iter_mut().zip(qh.as_chunks_mut::<32>().0);
-        for (codes, (ql, qh)) in codes.as_chunks::<128>().0.iter().zip(halves) {
-            for i in 0..32 {
-                let [a, b, c, d] = [codes[i], codes[i + 32], codes[i + 64], codes[i + 96]];
-                ql[i] = a & 15 | c << 4;
-                ql[i + 32] = b & 15 | d << 4;
-                qh[i] = a >> 4 | b >> 4 << 2 | c >> 4 << 4 | d >> 4 << 6;
-            }
-        }
+        let (ql, qh) = pack(codes);
         Block { ql, qh, scales, d }
     }
+}
+
+#[inline(always)]
+fn pack(codes: &[u8; 256]) -> ([u8; 128], [u8; 64]) {
+    let (mut ql, mut qh) = ([0; 128], [0; 64]);
+    let halves = ql.as_chunks_mut::<64>().0.iter_mut().zip(qh.as_chunks_mut::<32>().0);
+    for (codes, (ql, qh)) in codes.as_chunks::<128>().0.iter().zip(halves) {
+        for i in 0..32 {
+            let [a, b, c, d] = [codes[i], codes[i + 32], codes[i + 64], codes[i + 96]];
+            ql[i] = a & 15 | c << 4;
+            ql[i + 32] = b & 15 | d << 4;
+            qh[i] = a >> 4 | b >> 4 << 2 | c >> 4 << 4 | d >> 4 << 6;
+        }
+    }
+    (ql, qh)
 }
 
 impl Encode for Q6K {
@@ -116,5 +122,10 @@ impl Encode for Q6K {
             }
             *out = Block::new(d, scales, &codes);
         }
+    }
+
+    #[inline(always)]
+    fn recode(block: &mut Block, codes: &[u8; MAX_BLOCK]) {
+        (block.ql, block.qh) = pack(codes);
     }
 }

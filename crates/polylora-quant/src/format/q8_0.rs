@@ -6,8 +6,8 @@
 //! weight = d * q
 //! ```
 
-use super::short_block::ShortBlock;
-use super::{Encode, Half, Importance, codes};
+use super::short_block::{ShortBlock, WEIGHTS};
+use super::{Encode, Half, Importance, MAX_BLOCK, codes};
 use crate::isa::Simd;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute_ref};
 
@@ -48,6 +48,12 @@ pub(super) fn scale_and_codes<S: Simd>(s: S, x: &[f32; 32]) -> (f32, [i8; 32]) {
     (scale, codes.map(|code| code as i8))
 }
 
+/// Codes with 128 added, as they are.
+#[inline(always)]
+pub(super) fn signed(codes: &[u8; MAX_BLOCK]) -> [i8; MAX_BLOCK] {
+    codes.map(|code| code.wrapping_sub(128) as i8)
+}
+
 impl Encode for Q8_0 {
     const IMPORTANCE: Importance = Importance::Ignored;
 
@@ -57,5 +63,10 @@ impl Encode for Q8_0 {
             let (scale, qs) = scale_and_codes(s, x);
             *out = Block { d: Half::new(scale), qs };
         }
+    }
+
+    #[inline(always)]
+    fn recode(block: &mut Block, codes: &[u8; MAX_BLOCK]) {
+        block.qs.copy_from_slice(&signed(codes)[..WEIGHTS]);
     }
 }

@@ -6,8 +6,9 @@
 //! weight = d * q      s = d * (qs[0] + .. + qs[31]), for products with a minimum
 //! ```
 
-use super::short_block::ShortBlock;
-use super::{Encode, Half, Importance, q8_0};
+use super::short_block::{ShortBlock, WEIGHTS};
+use super::q8_0::{self, signed};
+use super::{Encode, Half, Importance, MAX_BLOCK};
 use crate::isa::Simd;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute_ref};
 
@@ -39,6 +40,11 @@ impl ShortBlock for Q8_1 {
     }
 }
 
+#[inline(always)]
+fn sum(codes: &[i8]) -> i32 {
+    codes.iter().map(|&code| i32::from(code)).sum()
+}
+
 impl Encode for Q8_1 {
     const IMPORTANCE: Importance = Importance::Ignored;
 
@@ -46,8 +52,14 @@ impl Encode for Q8_1 {
     fn encode<S: Simd>(s: S, weights: &[f32], _: Option<&[f32]>, out: &mut [Block]) {
         for (x, out) in weights.as_chunks::<32>().0.iter().zip(out) {
             let (scale, qs) = q8_0::scale_and_codes(s, x);
-            let sum: i32 = qs.iter().map(|&q| i32::from(q)).sum();
-            *out = Block { d: Half::new(scale), s: Half::new(sum as f32 * scale), qs };
+            *out = Block { d: Half::new(scale), s: Half::new(sum(&qs) as f32 * scale), qs };
         }
+    }
+
+    #[inline(always)]
+    fn recode(block: &mut Block, codes: &[u8; MAX_BLOCK]) {
+        let qs = &signed(codes)[..WEIGHTS];
+        block.qs.copy_from_slice(qs);
+        block.s = Half::new(sum(qs) as f32 * block.d.get());
     }
 }

@@ -6,7 +6,8 @@
 //! weight = d * q      bsums[g] = qs[16g] + .. + qs[16g + 15], for products with a minimum
 //! ```
 
-use super::{Codes, Encode, Format, Importance, codes};
+use super::q8_0::signed;
+use super::{Codes, Encode, Format, Importance, MAX_BLOCK, codes};
 use crate::isa::{Simd, nearest_int};
 use zerocopy::little_endian::{F32, I16};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -37,6 +38,16 @@ impl Format for Q8K {
     }
 }
 
+/// The sum of each sixteen codes.
+#[inline(always)]
+fn sums(codes: &[i8; 256]) -> [I16; 16] {
+    let mut sums = [I16::ZERO; 16];
+    for (sum, codes) in sums.iter_mut().zip(codes.as_chunks::<16>().0) {
+        sum.set(codes.iter().map(|&code| i16::from(code)).sum());
+    }
+    sums
+}
+
 impl Encode for Q8K {
     const IMPORTANCE: Importance = Importance::Ignored;
 
@@ -50,11 +61,13 @@ impl Encode for Q8K {
             }
             let inverse = -127.0 / farthest;
             let qs = x.map(|x| nearest_int(inverse * x).min(127) as i8);
-            let mut bsums = [I16::ZERO; 16];
-            for (sum, qs) in bsums.iter_mut().zip(qs.as_chunks::<16>().0) {
-                sum.set(qs.iter().map(|&q| i16::from(q)).sum());
-            }
-            *out = Block { d: F32::new(1.0 / inverse), qs, bsums };
+            *out = Block { d: F32::new(1.0 / inverse), qs, bsums: sums(&qs) };
         }
+    }
+
+    #[inline(always)]
+    fn recode(block: &mut Block, codes: &[u8; MAX_BLOCK]) {
+        block.qs = signed(codes);
+        block.bsums = sums(&block.qs);
     }
 }

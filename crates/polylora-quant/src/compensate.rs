@@ -1,0 +1,394 @@
+//! Rounding with error feedback: what one weight of a row loses, those after it make good.
+//!
+//! Of a row `w` the layer computes `w x`, so an error `e` of its weights costs `e H e^T`, where `H` is
+//! the second moment of the layer's inputs. With `H = F D F^T`, `F` unit upper triangular, that is
+//!
+//! ```text
+//! sum over j of D[j] * (e[j] + sum over i < j of F[i][j] * e[i])^2
+//! ```
+//!
+//! so each weight is rounded towards its target, less what those before it have lost (GPTQ: Frantar et
+//! al. 2022, in the form of Chee et al. 2023, "QuIP", which needs no inverse of `H`).
+//!
+//! Of each block several scales are tried: those that the format's encoder finds for the target, with
+//! `D` as importance and without, for the target made a little smaller, and those that the weights came
+//! with. The one that leaves the least of the sum above stays. A format has a part in this by its
+//! `decode`, its `encode`, and `recode`, which puts other codes under the scales of a block.
+
+use crate::format::{Codes, Encode, GgmlType, Importance, MAX_BLOCK, MIN_GROUP};
+use crate::isa::{Isa, Kernel, LANES, Lanes, Simd};
+use crate::row::{RowError, blocks, blocks_mut, check_length};
+use zerocopy::{FromZeros, IntoBytes};
+
+/// How errors of a row's weights count: the second moments of a layer's inputs, as factors.
+#[derive(Clone, Debug)]
+pub struct Curvature {
+    columns: usize,
+    /// `F^T` of the module's documentation, `(columns, columns)`, of which what is below the diagonal
+    /// is read.
+    feedback: Vec<f32>,
+    /// `D`
+    loss: Vec<f32>,
+    /// `G^T`, `(columns, columns)`, where a row `w` is to become like `w + w G`.
+    shift: Option<Vec<f32>>,
+}
+
+impl Curvature {
+    /// Of `feedback`, a matrix whose element `(j, i)` is `F[i][j]` for `i < j`, and `loss`, the
+    /// diagonal of `D`.
+    ///
+    /// # Panics
+    /// Where the lengths do not fit.
+    pub fn new(feedback: Vec<f32>, loss: Vec<f32>) -> Curvature {
+        let columns = loss.len();
+        assert_eq!(feedback.len(), columns * columns);
+        Curvature { columns, feedback, loss, shift: None }
+    }
+
+    /// For rows `w` that are to become like `w + w G`; `shift` is `G^T`.
+    ///
+    /// # Panics
+    /// Where the lengths do not fit.
+    pub fn with_shift(self, shift: Vec<f32>) -> Curvature {
+        assert_eq!(shift.len(), self.feedback.len());
+        Curvature { shift: Some(shift), ..self }
+    }
+
+    /// The length of the rows that it is for.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// `F^T` of the module's documentation, `(columns, columns)`: of which what is below the diagonal
+    /// counts, and the diagonal is one; and `D`.
+    pub fn factors(&self) -> (&[f32], &[f32]) {
+        (&self.feedback, &self.loss)
+    }
+
+    /// See [`Curvature::with_shift`].
+    pub fn shift(&self) -> Option<&[f32]> {
+        self.shift.as_deref()
+    }
+
+    /// `F[first..end][j]`: what errors in these columns move the target of column `j` by.
+    fn feedback(&self, j: usize, first: usize, end: usize) -> &[f32] {
+        &self.feedback[j * self.columns..][first..end]
+    }
+}
+
+/// Encodes whole rows as type `ty` with error feedback. `base`, where given, are the bytes of the same
+/// rows and type that the weights came from: their scales are tried too.
+///
+/// What a row becomes depends on its neighbours in groups of sixteen from the first, not on more.
+///
+/// # Errors
+/// As [`quantize`](crate::quantize); and where the rows are not of the curvature's length.
+pub fn quantize_compensated(
+    isa: Isa,
+    ty: GgmlType,
+    weights: &[f32],
+    base: Option<&[u8]>,
+    curvature: &Curvature,
+    out: &mut [u8],
+) -> Result<(), RowError> {
+    let info = ty.info().map_err(|_| RowError::NoWeights(ty))?;
+    let encoder = info.encoder.as_ref().ok_or(RowError::NoEncoder(ty))?;
+    check_length(ty, weights.len(), out.len())?;
+    if let Some(base) = base {
+        check_length(ty, weights.len(), base.len())?;
+    }
+    let columns = curvature.columns;
+    if !weights.len().is_multiple_of(columns) || !columns.is_multiple_of(ty.block_weights()) {
+        return Err(RowError::Importance { weights: weights.len(), importance: columns });
+    }
+    match encoder.compensate {
+        Some(compensate) => compensate(isa, weights, base, curvature, out),
+        None => (encoder.quantize)(isa, weights, None, out),
+    }
+    Ok(())
+}
+
+/// See [`quantize_compensated`].
+pub(crate) type Compensate = fn(Isa, &[f32], Option<&[u8]>, &Curvature, &mut [u8]);
+
+/// By how much targets are scaled before their scales are sought: smaller ones round the many better,
+/// and the few beyond them worse.
+const SHRINK: [f32; 4] = [1.0, 0.95, 0.9, 0.85];
+
+/// Groups in a block.
+const GROUPS: usize = MAX_BLOCK / MIN_GROUP;
+
+/// The scales of sixteen rows' blocks, one vector a group.
+struct Grid<V> {
+    scales: [V; GROUPS],
+    mins: [V; GROUPS],
+}
+
+/// Sixteen rows that are worked on side by side; fewer are filled up with zeros.
+struct Set<'a, F: Encode, V> {
+    /// How many there are.
+    count: usize,
+    base: Option<&'a [F::Block]>,
+    out: &'a mut [F::Block],
+    weights: Vec<V>,
+    /// What weights that are rounded already have gained, one vector a column.
+    errors: Vec<V>,
+}
+
+/// Of the block that is worked on, one vector a weight.
+struct Work<V> {
+    /// What the weights would best become, but for what the block itself loses.
+    targets: [V; MAX_BLOCK],
+    /// Codes, less the lowest.
+    codes: [V; MAX_BLOCK],
+}
+
+pub(crate) fn compensate_blocks<F: Encode>(
+    isa: Isa,
+    weights: &[f32],
+    base: Option<&[u8]>,
+    curvature: &Curvature,
+    out: &mut [u8],
+) {
+    struct Rows<'a, F: Encode> {
+        weights: &'a [f32],
+        base: Option<&'a [F::Block]>,
+        curvature: &'a Curvature,
+        out: &'a mut [F::Block],
+    }
+
+    impl<F: Encode> Kernel for Rows<'_, F> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            let Rows { weights, base, curvature, out } = self;
+            let columns = curvature.columns;
+            let row_blocks = columns / F::WEIGHTS;
+            let zero = s.splat(0.0);
+            let mut sets = Vec::new();
+            let parts = weights.chunks(LANES * columns).zip(out.chunks_mut(LANES * row_blocks));
+            for (n, (weights, out)) in parts.enumerate() {
+                let base = base.map(|base| &base[n * LANES * row_blocks..][..out.len()]);
+                let count = weights.len() / columns;
+                let mut lanes = vec![zero; columns];
+                for (j, lanes) in lanes.iter_mut().enumerate() {
+                    let mut column = [0.0; LANES];
+                    for (value, row) in column.iter_mut().zip(weights.chunks_exact(columns)) {
+                        *value = row[j];
+                    }
+                    *lanes = s.load(&column);
+                }
+                let mut errors = vec![zero; columns];
+                if let Some(shift) = &curvature.shift {
+                    for from in (0..columns).step_by(TOGETHER) {
+                        errors[from..from + TOGETHER].copy_from_slice(&weighted(s, &lanes, |k| {
+                            &shift[(from + k) * columns..][..columns]
+                        }));
+                    }
+                    for (lanes, shift) in lanes.iter_mut().zip(&mut errors) {
+                        *lanes = *lanes + *shift;
+                        *shift = zero;
+                    }
+                }
+                sets.push(Set::<F, S::F32> { count, base, out, weights: lanes, errors });
+            }
+            let mut work = Work { targets: [zero; MAX_BLOCK], codes: [zero; MAX_BLOCK] };
+            // A block of all rows before the next: they read the same part of the curvature.
+            for block in 0..row_blocks {
+                for set in &mut sets {
+                    aim::<S, F>(s, curvature, block, set, &mut work);
+                    settle::<S, F>(s, curvature, block, set, &mut work);
+                }
+            }
+        }
+    }
+
+    isa.run(Rows::<F> { weights, base: base.map(blocks), curvature, out: blocks_mut(out) });
+}
+
+/// Tries the scales of a block, and gives it the best with its codes.
+#[inline(always)]
+fn settle<S: Simd, F: Encode>(
+    s: S,
+    curvature: &Curvature,
+    block: usize,
+    set: &mut Set<'_, F, S::F32>,
+    work: &mut Work<S::F32>,
+) {
+    let first = block * F::WEIGHTS;
+    let row_blocks = curvature.columns / F::WEIGHTS;
+    let mut targets = vec![0.0; LANES * F::WEIGHTS];
+    for (j, lanes) in work.targets[..F::WEIGHTS].iter().enumerate() {
+        for (r, &value) in lanes.to_array().iter().enumerate() {
+            targets[r * F::WEIGHTS + j] = value;
+        }
+    }
+    let loss = curvature.loss[first..first + F::WEIGHTS].repeat(LANES);
+    let mut tries: Vec<Vec<F::Block>> = Vec::new();
+    for shrink in SHRINK {
+        let smaller: Vec<f32> = targets.iter().map(|target| target * shrink).collect();
+        for importance in [None, Some(&loss[..])] {
+            if importance.is_some() && F::IMPORTANCE == Importance::Ignored {
+                continue;
+            }
+            let mut blocks = empty::<F>();
+            F::encode(s, &smaller, importance, &mut blocks);
+            tries.push(blocks);
+        }
+    }
+    if let Some(base) = set.base {
+        let mut blocks = empty::<F>();
+        for (r, to) in blocks[..set.count].iter_mut().enumerate() {
+            copy::<F>(&base[r * row_blocks + block], to);
+        }
+        tries.push(blocks);
+    }
+
+    let mut decoded = Codes::ZERO;
+    let mut least = s.splat(f32::INFINITY);
+    let mut best = [0; LANES];
+    let mut chosen = Grid { scales: [s.splat(0.0); GROUPS], mins: [s.splat(0.0); GROUPS] };
+    for (n, blocks) in tries.iter().enumerate() {
+        let grid = grid::<S, F>(s, blocks, &mut decoded);
+        let lost = round::<S, F>(s, &grid, curvature, first, set, work);
+        let better = lost.lt(least);
+        let bits = S::F32::bits(better);
+        for (r, best) in best.iter_mut().enumerate() {
+            if bits >> r & 1 == 1 {
+                *best = n;
+            }
+        }
+        least = S::F32::select(better, lost, least);
+        for g in 0..F::WEIGHTS / F::GROUP {
+            chosen.scales[g] = S::F32::select(better, grid.scales[g], chosen.scales[g]);
+            chosen.mins[g] = S::F32::select(better, grid.mins[g], chosen.mins[g]);
+        }
+    }
+    round::<S, F>(s, &chosen, curvature, first, set, work);
+
+    let mut codes = [[0; MAX_BLOCK]; LANES];
+    for (j, lanes) in work.codes[..F::WEIGHTS].iter().enumerate() {
+        for (codes, &code) in codes.iter_mut().zip(&lanes.to_bytes()) {
+            codes[j] = code;
+        }
+    }
+    for (r, codes) in codes[..set.count].iter().enumerate() {
+        let out = &mut set.out[r * row_blocks + block];
+        copy::<F>(&tries[best[r]][r], out);
+        F::recode(out, codes);
+    }
+}
+
+/// Blocks for sixteen rows.
+fn empty<F: Encode>() -> Vec<F::Block> {
+    (0..LANES).map(|_| F::Block::new_zeroed()).collect()
+}
+
+fn copy<F: Encode>(from: &F::Block, to: &mut F::Block) {
+    to.as_mut_bytes().copy_from_slice(from.as_bytes());
+}
+
+/// The targets of a block's weights: these, less what the errors before the block ask for.
+#[inline(always)]
+fn aim<S: Simd, F: Encode>(
+    s: S,
+    curvature: &Curvature,
+    block: usize,
+    set: &Set<'_, F, S::F32>,
+    work: &mut Work<S::F32>,
+) {
+    let first = block * F::WEIGHTS;
+    let errors = &set.errors[..first];
+    for from in (0..F::WEIGHTS).step_by(TOGETHER) {
+        let sums = weighted(s, errors, |k| curvature.feedback(first + from + k, 0, first));
+        for (k, sum) in sums.into_iter().enumerate() {
+            work.targets[from + k] = set.weights[first + from + k] - sum;
+        }
+    }
+}
+
+/// Columns whose sums grow together, for each vector to be loaded once.
+const TOGETHER: usize = 8;
+
+/// Sums of vectors, weighted by each of eight rows.
+#[inline(always)]
+fn weighted<'a, S: Simd>(
+    s: S,
+    vectors: &[S::F32],
+    row: impl Fn(usize) -> &'a [f32],
+) -> [S::F32; TOGETHER] {
+    let mut rows: [&[f32]; TOGETHER] = [&[]; TOGETHER];
+    for (k, to) in rows.iter_mut().enumerate() {
+        *to = row(k);
+    }
+    let mut sums = [s.splat(0.0); TOGETHER];
+    for (i, &vector) in vectors.iter().enumerate() {
+        for (sum, row) in sums.iter_mut().zip(&rows) {
+            *sum = vector.mul_add(s.splat(row[i]), *sum);
+        }
+    }
+    sums
+}
+
+/// The scales of sixteen blocks.
+#[inline(always)]
+fn grid<S: Simd, F: Encode>(s: S, blocks: &[F::Block], decoded: &mut Codes) -> Grid<S::F32> {
+    let (mut scales, mut mins) = ([[0.0; LANES]; GROUPS], [[0.0; LANES]; GROUPS]);
+    for (r, block) in blocks.iter().enumerate() {
+        F::decode(s, block, decoded);
+        for g in 0..F::WEIGHTS / F::GROUP {
+            (scales[g][r], mins[g][r]) = (decoded.scales[g], decoded.mins[g]);
+        }
+    }
+    let mut grid = Grid { scales: [s.splat(0.0); GROUPS], mins: [s.splat(0.0); GROUPS] };
+    for g in 0..GROUPS {
+        (grid.scales[g], grid.mins[g]) = (s.load(&scales[g]), s.load(&mins[g]));
+    }
+    grid
+}
+
+/// Rounds a block of sixteen rows on a grid; leaves codes and errors behind, and returns what that
+/// adds to the sum of the module's documentation.
+#[inline(always)]
+fn round<S: Simd, F: Encode>(
+    s: S,
+    grid: &Grid<S::F32>,
+    curvature: &Curvature,
+    first: usize,
+    set: &mut Set<'_, F, S::F32>,
+    work: &mut Work<S::F32>,
+) -> S::F32 {
+    let (zero, one) = (s.splat(0.0), s.splat(1.0));
+    let lowest = s.splat(f32::from(F::MIN_CODE));
+    let highest = s.splat(f32::from(F::MAX_CODE));
+    let mut loss = zero;
+    for g in 0..F::WEIGHTS / F::GROUP {
+        let (scale, min) = (grid.scales[g], grid.mins[g]);
+        let inverse = S::F32::select(scale.eq(zero), zero, one / scale);
+        for j in g * F::GROUP..(g + 1) * F::GROUP {
+            let feedback = curvature.feedback(first + j, first, first + j);
+            let mut sums = [zero; 2];
+            let errors = &set.errors[first..first + j];
+            let (pairs, last) = errors.as_chunks::<2>();
+            let (feedback_pairs, last_feedback) = feedback.as_chunks::<2>();
+            for (errors, feedback) in pairs.iter().zip(feedback_pairs) {
+                for k in 0..2 {
+                    sums[k] = errors[k].mul_add(s.splat(feedback[k]), sums[k]);
+                }
+            }
+            for (error, &feedback) in last.iter().zip(last_feedback) {
+                sums[0] = error.mul_add(s.splat(feedback), sums[0]);
+            }
+            let target = work.targets[j] - (sums[0] + sums[1]);
+            // Bounded first, for what has no scale may be infinite.
+            let code = s.nearest(((target + min) * inverse).max(lowest).min(highest));
+            let value = scale * code - min;
+            work.codes[j] = code - lowest;
+            set.errors[first + j] = value - set.weights[first + j];
+            let off = value - target;
+            loss = (off * off).mul_add(s.splat(curvature.loss[first + j]), loss);
+        }
+    }
+    loss
+}
