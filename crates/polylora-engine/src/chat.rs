@@ -103,6 +103,16 @@ pub struct ChatTemplate {
     special: Vec<(&'static str, String)>,
 }
 
+/// A chat in tokens. Some templates begin with the token that begins a text, some leave it to others.
+fn encode(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
+    let mut tokens = tokenizer.encode(text, false, true);
+    let begin = tokenizer.bos().filter(|_| tokenizer.adds_bos());
+    if let Some(begin) = begin.filter(|&begin| tokens.first() != Some(&begin)) {
+        tokens.insert(0, begin);
+    }
+    tokens
+}
+
 impl ChatTemplate {
     /// The template in a model's metadata; none where the model has none.
     ///
@@ -174,13 +184,19 @@ impl ChatTemplate {
         messages: &[Message],
         tools: Option<&serde_json::Value>,
     ) -> Result<Vec<u32>, ChatError> {
-        let mut tokens = tokenizer.encode(&self.render(messages, tools, true)?, false, true);
-        // Some templates begin with the token that begins a text, some leave it to others.
-        let begin = tokenizer.bos().filter(|_| tokenizer.adds_bos());
-        if let Some(begin) = begin.filter(|&begin| tokens.first() != Some(&begin)) {
-            tokens.insert(0, begin);
-        }
-        Ok(tokens)
+        Ok(encode(tokenizer, &self.render(messages, tools, true)?))
+    }
+
+    /// The tokens of a chat that has ended.
+    ///
+    /// # Errors
+    /// Where the template refuses the messages, or fails.
+    pub fn tokens(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+    ) -> Result<Vec<u32>, ChatError> {
+        Ok(encode(tokenizer, &self.render(messages, None, false)?))
     }
 
     /// [`ChatTemplate::render`] at a time.

@@ -2,11 +2,10 @@
 
 use crate::Error;
 use crate::adapter::LoadedAdapter;
-use crate::attention::{Attending, norm_weight};
 use crate::batch::Batch;
-use crate::feed_forward::{self, Mixture};
-use crate::linear::{Context, Inputs, Scratch};
-use crate::model::{Description, FeedForward, Linear, Model, Norm};
+use crate::layer::{At, Buffers, Pending};
+use crate::linear::{Context, Scratch};
+use crate::model::Model;
 use crate::pool::Pool;
 use crate::rope::RopeTable;
 use crate::sequence::{Layout, PageCount, Sequence};
@@ -108,7 +107,7 @@ impl Logits {
 
 /// Rows that go through the layers together. More would spill what a product reads for each panel
 /// of weights out of the second cache; fewer would read the weights more often.
-const STEP: usize = 512;
+pub(crate) const STEP: usize = 512;
 
 /// A model with threads and memory to run it.
 pub struct Engine {
@@ -124,20 +123,6 @@ pub struct Engine {
     /// By whether the layer has a window, then by whether the sequence is long.
     ropes: [[RopeTable; 2]; 2],
     buffers: Buffers,
-}
-
-/// What lies between the phases of a step.
-#[derive(Default)]
-struct Buffers {
-    /// `(rows, hidden)`: what goes from layer to layer.
-    residual: Vec<f32>,
-    /// `(rows, hidden)`: what half a layer adds to it.
-    branch: Vec<f32>,
-    /// `(rows, queries | keys | values)`
-    qkv: Vec<f32>,
-    normed: Inputs,
-    attended: Inputs,
-    inner: Inputs,
 }
 
 /// Makes adapters ready for one engine.
@@ -292,7 +277,7 @@ impl Engine {
         Ok(values)
     }
 
-    fn check(&self, input: &Input<'_>) -> Result<(), Error> {
+    pub(crate) fn check(&self, input: &Input<'_>) -> Result<(), Error> {
         let sequence = &*input.sequence;
         if sequence.layout != self.layout {
             return Err(Error::ForeignSequence);
@@ -326,6 +311,52 @@ impl Engine {
     ) {
         let model = Arc::clone(&self.model);
         let (description, weights) = (&model.description, &model.weights);
+        self.extend_ropes(&batch, sequences);
+        let (mut at, buffers) = self.begin(&model);
+        buffers.residual.resize(batch.len() * description.hidden, 0.0);
+        embed(&at.context, &model, &batch, &mut buffers.residual);
+
+        let mut pending: Pending<'_> = None;
+        for (number, layer) in weights.layers.iter().enumerate() {
+            at.number = number;
+            buffers.norm_attention(&at, &batch, pending);
+            buffers.remember(&at, &batch, sequences);
+            let is_last = number + 1 == weights.layers.len();
+            if is_last && wanted.is_empty() {
+                return;
+            }
+            buffers.look(&at, &batch, sequences);
+            if is_last && wanted.len() < batch.len() {
+                buffers.keep(&at, &mut batch, wanted);
+            }
+            buffers.output(&at, &batch);
+            buffers.norm_feed_forward(&at, &batch, Some(layer.attention_post_norm.as_ref()));
+            let routes = buffers.gate_up(&at, &batch);
+            buffers.down(&at, &batch, routes.as_ref());
+            pending = Some(layer.feed_forward_post_norm.as_ref());
+        }
+
+        let head = [weights.head()];
+        let readers = if output == Output::Logits { &head[..] } else { &[] };
+        buffers.norm(&at.context, &model, &batch, pending, &weights.output_norm, readers);
+        if output == Output::HiddenStates {
+            out.extend_from_slice(&buffers.normed.values);
+            return;
+        }
+        let start = out.len();
+        out.resize(start + batch.len() * head[0].rows, 0.0);
+        let logits = &mut out[start..];
+        buffers.normed.multiply(&at.context, &batch, &head, &[batch.all_rows()], logits);
+        if description.logit_scale != 1.0 {
+            logits.iter_mut().for_each(|logit| *logit *= description.logit_scale);
+        }
+        if let Some(cap) = description.logit_cap {
+            vector::soft_cap(at.context.isa, logits, cap);
+        }
+    }
+
+    /// Makes room for the positions that the sequences have come to.
+    pub(crate) fn extend_ropes(&mut self, batch: &Batch, sequences: &[&mut Sequence]) {
         let end = sequences.iter().map(|sequence| sequence.len()).max().unwrap_or(0);
         for (table, is_long) in
             self.ropes.iter_mut().flat_map(|pair| pair.iter_mut().zip([false, true]))
@@ -334,118 +365,13 @@ impl Engine {
                 table.extend(end);
             }
         }
+    }
+
+    /// The first layer of a model of this engine's kind, and what it is worked out in.
+    pub(crate) fn begin<'a>(&'a mut self, model: &'a Model) -> (At<'a>, &'a mut Buffers) {
         let context =
             Context { pool: &self.pool, isa: self.isa, exact: self.exact, scratch: &self.scratch };
-        let buffers = &mut self.buffers;
-        let hidden = description.hidden;
-        buffers.residual.resize(batch.len() * hidden, 0.0);
-        embed(&context, &model, &batch, &mut buffers.residual);
-
-        // The norm that the branch passes before it is added, where there is a branch already.
-        let mut pending: Option<Option<&Norm>> = None;
-        for (number, layer) in weights.layers.iter().enumerate() {
-            let is_last = number + 1 == weights.layers.len();
-            let rows = [batch.all_rows()];
-
-            let qkv: Vec<&Linear> = layer.qkv.iter().collect();
-            buffers.norm(&context, &model, &batch, pending, &layer.attention_norm, &qkv);
-            buffers.qkv.resize(batch.len() * (description.queries() + 2 * description.keys()), 0.0);
-            buffers.normed.multiply(&context, &batch, &qkv, &rows, &mut buffers.qkv);
-
-            let ropes = &self.ropes[usize::from(description.window(number).is_some())];
-            let attending =
-                Attending { description, batch: &batch, layer, number, ropes, qkv: &buffers.qkv };
-            attending.remember(&context, sequences);
-            if is_last && wanted.is_empty() {
-                return;
-            }
-            let attended = &mut buffers.attended;
-            attended.reset(batch.len(), description.queries());
-            attending.look(&context, sequences, &mut attended.values);
-            if is_last && wanted.len() < batch.len() {
-                keep_rows(&mut attended.values, description.queries(), wanted);
-                keep_rows(&mut buffers.residual, hidden, wanted);
-                batch.keep(wanted);
-                attended.reset(batch.len(), description.queries());
-            }
-            let rows = [batch.all_rows()];
-            let output = [&layer.attention_output];
-            attended.prepare(&context, &output, batch.len(), &mut [], |_, _, _| {});
-            buffers.branch.resize(batch.len() * hidden, 0.0);
-            attended.multiply(&context, &batch, &output, &rows, &mut buffers.branch);
-
-            let pending_here = Some(layer.attention_post_norm.as_ref());
-            let norm = &layer.feed_forward_norm;
-            let activation = description.activation;
-            match &layer.feed_forward {
-                FeedForward::Dense { gate_up, down } => {
-                    let gate_up: Vec<&Linear> = gate_up.iter().collect();
-                    buffers.norm(&context, &model, &batch, pending_here, norm, &gate_up);
-                    let Buffers { normed, inner, branch, .. } = &mut *buffers;
-                    let (layers, inputs) = ([&gate_up[..], &[down]], [normed, inner]);
-                    feed_forward::dense(&context, &batch, layers, activation, inputs, branch);
-                }
-                FeedForward::Mixture { router, gate, up, down } => {
-                    // The experts' inputs are rounded here too, with the router's.
-                    let readers = [router, gate, up];
-                    buffers.norm(&context, &model, &batch, pending_here, norm, &readers);
-                    let experts = description.experts.expect("a mixture has experts");
-                    let mixture = Mixture { experts, router, gate, up, down };
-                    let Buffers { normed, inner, branch, .. } = &mut *buffers;
-                    mixture.run(&context, &batch, activation, [normed, inner], branch);
-                }
-            }
-            pending = Some(layer.feed_forward_post_norm.as_ref());
-        }
-
-        let head = [weights.head()];
-        let readers = if output == Output::Logits { &head[..] } else { &[] };
-        buffers.norm(&context, &model, &batch, pending, &weights.output_norm, readers);
-        if output == Output::HiddenStates {
-            out.extend_from_slice(&buffers.normed.values);
-            return;
-        }
-        let start = out.len();
-        out.resize(start + batch.len() * head[0].rows, 0.0);
-        let logits = &mut out[start..];
-        buffers.normed.multiply(&context, &batch, &head, &[batch.all_rows()], logits);
-        if description.logit_scale != 1.0 {
-            logits.iter_mut().for_each(|logit| *logit *= description.logit_scale);
-        }
-        if let Some(cap) = description.logit_cap {
-            vector::soft_cap(context.isa, logits, cap);
-        }
-    }
-}
-
-impl Buffers {
-    /// Adds the branch, where there is one, to the residual, and makes the norm of that ready for
-    /// the products of `readers`.
-    fn norm(
-        &mut self,
-        context: &Context<'_>,
-        model: &Model,
-        batch: &Batch,
-        pending: Option<Option<&Norm>>,
-        norm: &Norm,
-        readers: &[&Linear],
-    ) {
-        let &Description { hidden, norm_eps, residual_scale, .. } = &model.description;
-        let (isa, branch) = (context.isa, &self.branch);
-        self.normed.reset(batch.len(), hidden);
-        let fill = |row: usize, residual: &mut [f32], normed: &mut [f32]| {
-            if let Some(post_norm) = pending {
-                let mut branch = &branch[row * hidden..][..hidden];
-                if let Some(post_norm) = post_norm {
-                    let weight = norm_weight(post_norm, batch, row);
-                    vector::rms_norm(isa, branch, &weight, norm_eps, normed);
-                    branch = normed;
-                }
-                vector::add_scaled(isa, residual, residual_scale, branch);
-            }
-            vector::rms_norm(isa, residual, &norm_weight(norm, batch, row), norm_eps, normed);
-        };
-        self.normed.prepare(context, readers, batch.len(), &mut self.residual, fill);
+        (At { context, model, number: 0, ropes: &self.ropes }, &mut self.buffers)
     }
 }
 
@@ -458,7 +384,7 @@ fn cores() -> usize {
 }
 
 /// The embeddings of all tokens, changed by their adapters.
-fn embed(context: &Context<'_>, model: &Model, batch: &Batch, out: &mut [f32]) {
+pub(crate) fn embed(context: &Context<'_>, model: &Model, batch: &Batch, out: &mut [f32]) {
     let (embedding, scale) = (&model.weights.embedding, model.description.embedding_scale);
     let mut rows: Vec<_> = out.chunks_exact_mut(embedding.columns()).enumerate().collect();
     context.pool.for_each(&mut rows, |_, (row, out)| {
@@ -470,12 +396,4 @@ fn embed(context: &Context<'_>, model: &Model, batch: &Batch, out: &mut [f32]) {
             out.iter_mut().for_each(|value| *value *= scale);
         }
     });
-}
-
-/// Moves some rows of a matrix, in ascending order, to its beginning.
-fn keep_rows(matrix: &mut Vec<f32>, columns: usize, rows: &[usize]) {
-    for (to, &from) in rows.iter().enumerate() {
-        matrix.copy_within(from * columns..(from + 1) * columns, to * columns);
-    }
-    matrix.truncate(rows.len() * columns);
 }

@@ -213,6 +213,15 @@ impl Inputs {
         });
     }
 
+    /// The rows of a set, one after the other.
+    pub(crate) fn of(&self, set: &RowSet) -> Vec<f32> {
+        let mut rows = Vec::with_capacity(set.inputs.len() * self.columns);
+        for &row in &set.inputs {
+            rows.extend_from_slice(&self.values[row as usize * self.columns..][..self.columns]);
+        }
+        rows
+    }
+
     /// `out[row] = W x + bias` with all that adapters add, each set with its expert; for one or more
     /// layers side by side, whose outputs follow each other in rows of `out`.
     pub(crate) fn multiply(

@@ -39,7 +39,7 @@ const ARCHITECTURES: &[Architecture] = &[
 ];
 
 /// A model's weights, mapped, and what they mean.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Model {
     architecture: &'static str,
     pub(crate) description: Description,
@@ -73,6 +73,11 @@ impl Model {
     /// `general.architecture`.
     pub fn architecture(&self) -> &str {
         self.architecture
+    }
+
+    /// How many layers it has.
+    pub fn layers(&self) -> usize {
+        self.weights.layers.len()
     }
 
     /// The number of tokens that the model was made for.

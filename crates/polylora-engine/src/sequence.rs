@@ -149,6 +149,12 @@ impl Sequence {
         self.pages.truncate(self.len.div_ceil(PAGE));
     }
 
+    /// Begins again with `len` tokens, which follow at once, in the pages that it has.
+    pub(crate) fn restart(&mut self, len: usize) {
+        self.len = 0;
+        self.grow(len);
+    }
+
     /// Makes room for `more` tokens, which follow at once: in pages of its own.
     pub(crate) fn grow(&mut self, more: usize) {
         if let Some(begun) = self.pages.get_mut(self.len / PAGE) {

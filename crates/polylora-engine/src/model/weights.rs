@@ -14,7 +14,7 @@ const NOT_WEIGHTS: &[&str] =
     &["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
 
 /// All weights of a model.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Weights {
     pub(crate) embedding: Tensor,
     pub(crate) layers: Vec<Layer>,
@@ -24,7 +24,7 @@ pub(crate) struct Weights {
 }
 
 /// A layer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Layer {
     pub(crate) attention_norm: Norm,
     /// Queries, keys and values; or one matrix of all three.
@@ -40,7 +40,7 @@ pub(crate) struct Layer {
 }
 
 /// `down(activation(gate(x)) * up(x))`
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "there is one a layer, and none is moved about")]
 pub(crate) enum FeedForward {
     /// One for all tokens.
@@ -54,7 +54,7 @@ pub(crate) enum FeedForward {
 }
 
 /// A linear layer, or a stack of experts' layers: `y = W x + bias`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Linear {
     /// `(rows, columns)`, or `(experts, rows, columns)`.
     pub(crate) tensor: Tensor,
@@ -68,7 +68,7 @@ pub(crate) struct Linear {
 }
 
 /// The weight of a norm.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Norm {
     pub(crate) weight: Vec<f32>,
     /// Its number among all places that an adapter may change.
@@ -119,9 +119,37 @@ impl Weights {
         &self.head
     }
 
+    /// Whether the head has weights of its own, and not the embedding's.
+    pub(crate) fn has_own_head(&self) -> bool {
+        self.head.tensor.name != self.embedding.name
+    }
+
     /// The place that has this name in a GGUF.
     pub(crate) fn site(&self, tensor: &str) -> Option<SiteShape> {
         self.sites.get(tensor).copied()
+    }
+
+    /// Puts other weights in the place of a linear layer's.
+    pub(crate) fn replace(&mut self, tensor: Tensor) -> Result<(), Error> {
+        let linear = self.linears_mut().find(|linear| linear.tensor.name == tensor.name);
+        let error = |why: &str| Error::Tensor { name: tensor.name.clone(), why: why.to_owned() };
+        let linear = linear.ok_or_else(|| error("is no linear layer"))?;
+        if linear.tensor.shape != tensor.shape {
+            return Err(error("is of another shape"));
+        }
+        linear.tensor = tensor;
+        Ok(())
+    }
+
+    fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let layers = self.layers.iter_mut().flat_map(|layer| {
+            let feed_forward: Vec<&mut Linear> = match &mut layer.feed_forward {
+                FeedForward::Dense { gate_up, down } => gate_up.iter_mut().chain([down]).collect(),
+                FeedForward::Mixture { router, gate, up, down } => vec![router, gate, up, down],
+            };
+            layer.qkv.iter_mut().chain([&mut layer.attention_output]).chain(feed_forward)
+        });
+        layers.chain([&mut self.head])
     }
 
     /// The linear layer with this number.
