@@ -5,6 +5,7 @@ use crate::factor::Factor;
 use crate::format;
 use crate::spec::AdapterSpec;
 use polylora_file::{Bytes, Gguf, Tensor};
+use polylora_quant::GgmlType;
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::io;
@@ -29,6 +30,20 @@ pub struct Adapter {
     pub changes: Vec<Change>,
     /// What does not fit the base and was left out, where [`OnMismatch::Skip`] allowed that.
     pub mismatches: Vec<Mismatch>,
+}
+
+impl Adapter {
+    /// An adapter that was made here, and lies in no file yet.
+    pub fn made(name: &str, changes: Vec<Change>) -> Adapter {
+        Adapter {
+            name: name.to_owned(),
+            path: PathBuf::from(name),
+            hash: String::new(),
+            scale: 1.0,
+            changes,
+            mismatches: Vec::new(),
+        }
+    }
 }
 
 /// One thing done to rows of one tensor.
@@ -95,6 +110,35 @@ impl ChangeKind {
             | ChangeKind::Add { scale, .. } => scale.is_finite(),
             ChangeKind::ScaleColumns { factors } => factors.iter().all(|factor| factor.is_finite()),
         }
+    }
+}
+
+impl Change {
+    /// `W[rows] += up @ down`, of factors in memory: `down` is `(rank, columns)`, `up` is
+    /// `(rows, rank)`.
+    ///
+    /// # Panics
+    /// Where they are not of such shapes.
+    pub fn low_rank(
+        tensor: &str,
+        rows: Range<usize>,
+        [down, up]: [Vec<f32>; 2],
+        rank: usize,
+    ) -> Change {
+        let factor = |name: &str, values: Vec<f32>, shape: [usize; 2]| {
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            let name = format!("{tensor}.{name}");
+            let tensor = Tensor::new(&name, GgmlType::F32, shape.to_vec(), bytes.into());
+            Factor::whole(&Arc::new(tensor.expect("factors of these shapes")))
+        };
+        let (columns, count) = (down.len() / rank, rows.len());
+        let kind = ChangeKind::LowRank {
+            down: factor("lora_a", down, [rank, columns]),
+            up: factor("lora_b", up, [count, rank]),
+            scale: 1.0,
+            magnitude: None,
+        };
+        Change { tensor: tensor.to_owned(), rows, source: tensor.to_owned(), kind }
     }
 }
 

@@ -24,6 +24,21 @@ pub struct Report {
     pub mismatches: Vec<Mismatch>,
     /// What a reader should know besides.
     pub notes: Vec<String>,
+    /// Where weights were rounded by what their layers read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibration>,
+}
+
+/// How a merge came out that was calibrated.
+#[derive(Clone, Debug, Serialize)]
+pub struct Calibration {
+    /// Tokens that it was calibrated by.
+    pub tokens: usize,
+    /// The median of the tensors' [`output_error`](TensorReport::output_error).
+    pub output_error: f64,
+    /// The adapter that holds what the weights could not, which is to be applied with them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub residual: Option<PathBuf>,
 }
 
 /// One tensor that was not merely copied.
@@ -45,6 +60,11 @@ pub struct TensorReport {
     pub survival: Option<Survival>,
     /// `||written - wanted|| / ||weight||`: the rounding.
     pub rounding: f64,
+    /// `||W_written x - W_wanted y|| / ||(W_wanted - W_base) y||`, for what the layer reads in the
+    /// written model, `x`, and should read, `y`: 0 is perfect, 1 as bad as no change at all. `None`
+    /// where the merge was not calibrated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output_error: Option<f64>,
     /// Share of codes that differ from the base's; `None` where the type changed.
     pub codes_changed: Option<f64>,
     #[serde(skip)]
@@ -83,6 +103,9 @@ const SURVIVED: f64 = 0.7;
 /// adapter in Q8_0: 0.29, and no effect is lost; in Q5_1: 2.3, and a quarter is.)
 const NOISY: f64 = 0.5;
 
+/// Up to this error of what layers give, an adapter's effect is there.
+const OUTPUT_ERROR: f64 = 0.7;
+
 impl Survival {
     fn of(sums: &Sums) -> Option<Survival> {
         (sums.intended > 0.0).then(|| Survival {
@@ -104,6 +127,25 @@ impl Survival {
     }
 }
 
+impl Calibration {
+    /// See [`Report::verdict`].
+    fn verdict(&self) -> String {
+        let wrong = 100.0 * self.output_error;
+        let with = match &self.residual {
+            Some(path) => format!(" with {} applied", path.display()),
+            None => String::new(),
+        };
+        let kept = if self.output_error < OUTPUT_ERROR { "is in the file" } else { "is weakened" };
+        format!(
+            "The adapter {kept}{with}: in what it changes of the layers' outputs there is an error \
+             of {wrong:.0} % (median of the tensors, calibrated by {} tokens). Weights were moved so \
+             that outputs come out right: the figures of single weights say little. `polylora eval \
+             --against` measures the outcome.",
+            self.tokens
+        )
+    }
+}
+
 impl TensorReport {
     pub(crate) fn new(output: &Output<'_>, sums: Sums) -> TensorReport {
         let same_type = output.source.is_some_and(|source| source.ty == output.ty);
@@ -116,6 +158,7 @@ impl TensorReport {
             change: sums.relative_change(),
             survival: Survival::of(&sums),
             rounding: sums.rounding(),
+            output_error: None,
             codes_changed: same_type
                 .then(|| sums.changed_codes as f64 / sums.weights.max(1) as f64),
             sums,
@@ -148,12 +191,25 @@ impl Report {
             tensors,
             mismatches: plan.mismatches().cloned().collect(),
             notes: plan.notes().to_vec(),
+            calibration: None,
+        }
+    }
+
+    /// The same in one word.
+    pub fn outcome(&self) -> Option<Verdict> {
+        match &self.calibration {
+            Some(calibration) if calibration.output_error < OUTPUT_ERROR => Some(Verdict::Kept),
+            Some(_) => Some(Verdict::Weakened),
+            None => self.adapter.map(|survival| survival.verdict()),
         }
     }
 
     /// One or two sentences on whether the adapter still works in the written file, and what to
     /// do if not. `None` where no adapter was merged.
     pub fn verdict(&self) -> Option<String> {
+        if let Some(calibration) = &self.calibration {
+            return Some(calibration.verdict());
+        }
         let survival = self.adapter?;
         let survived = 100.0 * survival.survived;
         let error = survival.relative_error;
@@ -172,8 +228,9 @@ impl Report {
             ),
             Verdict::Lost => format!(
                 "{coarsest} is too coarse for this adapter: {survived:.0} % of the change survived, \
-                 the rest was rounded away. Merge with --type {finer} (or --type PATTERN={finer} \
-                 for the worst tensors), or apply the adapter at run time instead."
+                 the rest was rounded away. Merge with --calibrate, which keeps the type and the \
+                 size, with --type {finer} (or --type PATTERN={finer} for the worst tensors), or \
+                 apply the adapter at run time instead."
             ),
         })
     }

@@ -74,7 +74,8 @@ impl Output<'_> {
         self.shape.last().copied().unwrap_or(1)
     }
 
-    fn rows(&self) -> usize {
+    /// Rows of all leading dimensions together.
+    pub fn rows(&self) -> usize {
         self.shape.iter().rev().skip(1).product()
     }
 

@@ -5,11 +5,15 @@ use crate::adapter::{Change, ChangeKind};
 use crate::fidelity::Sums;
 use crate::merge::{LowRank, MergeError, add_low_rank, requantize};
 use crate::report::{Report, TensorReport};
-use polylora_file::{GgufWriter, WriteOptions};
-use polylora_quant::changed_codes;
+use polylora_file::{GgufWriter, Tensor, WriteOptions};
+use polylora_quant::compensate::{Curvature, quantize_compensated};
+use polylora_quant::isa::LANES;
+use polylora_quant::{Isa, changed_codes};
 use rayon::prelude::*;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// Weights that a thread has in hand: 1 MiB in single precision, three times over (as read, as
 /// merged, as written), so that memory is bounded by threads, and the second level of cache holds
@@ -71,12 +75,15 @@ pub enum RewriteError {
         /// The rows that were in hand.
         rows: Range<usize>,
     },
+    /// There is nothing to write with feedback.
+    #[error("tensor {0} is not one that changes")]
+    NotChanged(String),
     /// The observer said so.
     #[error("cancelled")]
     Cancelled,
 }
 
-impl Plan<'_> {
+impl<'p> Plan<'p> {
     /// Writes the file, on the threads of the current rayon pool, and tells what survived.
     ///
     /// The bytes are the same whatever the number of threads and the instruction set.
@@ -90,18 +97,109 @@ impl Plan<'_> {
         options: WriteOptions,
         observer: &dyn Observer,
     ) -> Result<Report, RewriteError> {
+        self.begin(out, options)?.finish(observer)
+    }
+
+    /// Begins to write the file: tensors may be written in any order before the rest is.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn begin<'a>(
+        &'a self,
+        out: &Path,
+        options: WriteOptions,
+    ) -> Result<Writing<'a, 'p>, RewriteError> {
         let writer = GgufWriter::create(out, &self.metadata, &self.tensor_plans(), options)?;
+        Ok(Writing { plan: self, writer, done: HashMap::new() })
+    }
+
+    /// Rows of a changed tensor, `(rows, columns)`: as the base has them, and as they are meant to
+    /// be.
+    ///
+    /// # Errors
+    /// Where no such tensor changes, or the base cannot be read.
+    pub fn weights(&self, name: &str, rows: Range<usize>) -> Result<[Vec<f32>; 2], RewriteError> {
+        let output = &self.outputs[self.changed(name)?];
+        let mut buffers = Buffers::default();
+        Transform::new(output).merge(&rows, &mut buffers)?;
+        Ok([buffers.base, buffers.merged])
+    }
+
+    /// The place of a tensor that changes.
+    fn changed(&self, name: &str) -> Result<usize, RewriteError> {
+        let mut outputs = self.outputs.iter();
+        let index = outputs.position(|output| output.name == name && !output.is_copy());
+        index.ok_or_else(|| RewriteError::NotChanged(name.to_owned()))
+    }
+}
+
+/// A file that is being written. It is gone where this is dropped before it is finished.
+pub struct Writing<'a, 'p> {
+    plan: &'a Plan<'p>,
+    writer: GgufWriter,
+    /// By the numbers of outputs.
+    done: HashMap<usize, Sums>,
+}
+
+impl Writing<'_, '_> {
+    /// Writes a changed tensor with error feedback, and returns what it is now. `curvature` has one
+    /// for each expert of a stack, else one. `less`, `(rows, columns)`, is a part of the merged
+    /// weights that is kept elsewhere, and which they are written without.
+    ///
+    /// # Errors
+    /// As [`Plan::write`]; and where there is no such tensor to write, or a curvature is of others.
+    pub fn compensated(
+        &mut self,
+        name: &str,
+        curvature: &[Curvature],
+        less: Option<&[f32]>,
+        observer: &dyn Observer,
+    ) -> Result<Tensor, RewriteError> {
+        let index = self.plan.changed(name)?;
+        let output = &self.plan.outputs[index];
+        let row_bytes = output.ty.row_bytes(output.columns()).expect("checked by the plan");
+        let bytes = Mutex::new(vec![0; row_bytes * output.rows()]);
+        let transform = Transform::new(output);
+        let feedback = Some(Feedback { curvature, less });
+        let sums = transform.write(feedback, observer, &|rows, written| {
+            let at = rows.start * row_bytes;
+            self.writer.write_at(index, at as u64, written)?;
+            let mut bytes = bytes.lock().unwrap_or_else(PoisonError::into_inner);
+            bytes[at..at + written.len()].copy_from_slice(written);
+            Ok(())
+        })?;
+        self.done.insert(index, sums);
+        let bytes = bytes.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let tensor = Tensor::new(name, output.ty, output.shape.clone(), bytes.into());
+        Ok(tensor.expect("the plan's own bytes"))
+    }
+
+    /// Writes what is left, and tells what survived.
+    ///
+    /// # Errors
+    /// As [`Plan::write`].
+    pub fn finish(mut self, observer: &dyn Observer) -> Result<Report, RewriteError> {
         let mut tensors = Vec::new();
-        for (index, output) in self.outputs.iter().enumerate() {
+        for (index, output) in self.plan.outputs.iter().enumerate() {
             if output.is_copy() {
-                copy(&writer, index, output, observer)?;
-            } else {
-                let sums = Transform::new(output).write(&writer, index, observer)?;
-                tensors.push(TensorReport::new(output, sums));
+                copy(&self.writer, index, output, observer)?;
+                continue;
             }
+            let sums = match self.done.remove(&index) {
+                Some(sums) => sums,
+                None => {
+                    let row_bytes =
+                        output.ty.row_bytes(output.columns()).expect("checked by the plan");
+                    Transform::new(output).write(None, observer, &|rows, written| {
+                        self.writer.write_at(index, (rows.start * row_bytes) as u64, written)?;
+                        Ok(())
+                    })?
+                }
+            };
+            tensors.push(TensorReport::new(output, sums));
         }
-        let files: Vec<PathBuf> = writer.finish()?;
-        Ok(Report::new(self, files, tensors))
+        let files: Vec<PathBuf> = self.writer.finish()?;
+        Ok(Report::new(self.plan, files, tensors))
     }
 }
 
@@ -131,6 +229,16 @@ struct Transform<'a> {
     changes: Vec<(&'a Change, Vec<f32>)>,
 }
 
+/// How a tensor is rounded by what its layer reads; see [`Writing::compensated`].
+#[derive(Clone, Copy)]
+struct Feedback<'a> {
+    curvature: &'a [Curvature],
+    less: Option<&'a [f32]>,
+}
+
+/// Takes rows and their bytes, on any thread.
+type Take<'a> = dyn Fn(Range<usize>, &[u8]) -> Result<(), RewriteError> + Sync + 'a;
+
 /// What a thread works in.
 #[derive(Default)]
 struct Buffers {
@@ -151,22 +259,40 @@ impl<'a> Transform<'a> {
         Transform { output, changes: output.changes.iter().map(with_down).collect() }
     }
 
+    /// Goes through all rows, and hands their bytes to `take`.
     fn write(
         &self,
-        writer: &GgufWriter,
-        index: usize,
+        feedback: Option<Feedback<'_>>,
         observer: &dyn Observer,
+        take: &Take<'_>,
     ) -> Result<Sums, RewriteError> {
         let (rows, columns) = (self.output.rows(), self.output.columns());
-        let step = (WEIGHTS_IN_HAND / columns.max(1)).max(1);
-        let row_bytes = self.output.ty.row_bytes(columns).expect("checked by the plan");
-        let sums: Vec<Sums> = (0..rows.div_ceil(step))
+        // Feedback knows rows by vectors, and no piece may reach into the next expert. It takes long:
+        // each thread gets some pieces.
+        let stacked = feedback.map_or(1, |feedback| feedback.curvature.len()).max(1);
+        let of_one = rows / stacked;
+        let mut step = (WEIGHTS_IN_HAND / columns.max(1)).max(1);
+        if feedback.is_some() {
+            let fair = of_one.div_ceil(2 * rayon::current_num_threads());
+            step = step.min(fair).next_multiple_of(LANES).min(of_one.max(1));
+        }
+        let pieces: Vec<(usize, Range<usize>)> = (0..stacked)
+            .flat_map(|expert| {
+                let all = expert * of_one..(expert + 1) * of_one;
+                let starts = all.clone().step_by(step);
+                starts.map(move |start| (expert, start..all.end.min(start + step)))
+            })
+            .collect();
+        let sums: Vec<Sums> = pieces
             .into_par_iter()
-            .map_init(Buffers::default, |buffers, piece| {
+            .map_init(Buffers::default, |buffers, (expert, rows)| {
                 proceed(observer)?;
-                let rows = piece * step..rows.min((piece + 1) * step);
-                let sums = self.rows(rows.clone(), buffers)?;
-                writer.write_at(index, (rows.start * row_bytes) as u64, &buffers.bytes)?;
+                let feedback = feedback.map(|Feedback { curvature, less }| {
+                    let less = less.map(|less| &less[rows.start * columns..rows.end * columns]);
+                    (&curvature[expert], less)
+                });
+                let sums = self.rows(rows.clone(), feedback, buffers)?;
+                take(rows, &buffers.bytes)?;
                 observer.wrote(buffers.bytes.len() as u64);
                 Ok(sums)
             })
@@ -178,26 +304,51 @@ impl<'a> Transform<'a> {
         }))
     }
 
-    /// Rows from the base to the bytes to write, in `buffers`.
-    fn rows(&self, rows: Range<usize>, buffers: &mut Buffers) -> Result<Sums, RewriteError> {
-        let Output { name, ty, source, .. } = self.output;
-        let columns = self.output.columns();
-        let weights = rows.len() * columns;
-        let error = |source: MergeError| RewriteError::Row { tensor: name.clone(), source };
-        let Buffers { base, merged, written, bytes } = buffers;
-
+    /// Rows of the base, and merged.
+    fn merge(&self, rows: &Range<usize>, buffers: &mut Buffers) -> Result<(), RewriteError> {
+        let Buffers { base, merged, .. } = buffers;
         base.clear();
-        base.resize(weights, 0.0);
-        if let Some(source) = source {
-            source.dequantize_rows(rows.clone(), base).map_err(|e| error(e.into()))?;
+        base.resize(rows.len() * self.output.columns(), 0.0);
+        if let Some(source) = self.output.source {
+            source.dequantize_rows(rows.clone(), base).map_err(|error| {
+                let tensor = self.output.name.clone();
+                RewriteError::Row { tensor, source: error.into() }
+            })?;
         }
         merged.clone_from(base);
         for (change, down) in &self.changes {
-            apply_change(change, down, &rows, base, merged);
+            apply_change(change, down, rows, base, merged);
+        }
+        Ok(())
+    }
+
+    /// Rows from the base to the bytes to write, in `buffers`. With feedback: their curvature, and
+    /// what they are written without.
+    fn rows(
+        &self,
+        rows: Range<usize>,
+        feedback: Option<(&Curvature, Option<&[f32]>)>,
+        buffers: &mut Buffers,
+    ) -> Result<Sums, RewriteError> {
+        let Output { name, ty, source, .. } = self.output;
+        let weights = rows.len() * self.output.columns();
+        let error = |source: MergeError| RewriteError::Row { tensor: name.clone(), source };
+        self.merge(&rows, buffers)?;
+        let Buffers { base, merged, written, bytes } = buffers;
+        if let Some(less) = feedback.and_then(|(_, less)| less) {
+            merged.iter_mut().zip(less).for_each(|(merged, less)| *merged -= less);
         }
 
         bytes.resize(ty.row_bytes(weights).expect("checked by the plan"), 0);
-        self.encode(&rows, merged, bytes).map_err(error)?;
+        match feedback {
+            Some((curvature, _)) => {
+                let own = source.filter(|source| source.ty == *ty);
+                let own = own.map(|source| source.rows_bytes(rows.clone()));
+                quantize_compensated(Isa::best(), *ty, merged, own, curvature, bytes)
+                    .map_err(|e| error(e.into()))?;
+            }
+            None => self.encode(&rows, merged, bytes).map_err(error)?,
+        }
         written.resize(weights, 0.0);
         polylora_quant::dequantize(*ty, bytes, written).map_err(|e| error(e.into()))?;
 
