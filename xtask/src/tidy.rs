@@ -10,6 +10,7 @@ const CHAIN: &[&str] = &[
     "polylora-file",
     "polylora-adapter",
     "polylora-engine",
+    "polylora-calibrate",
     "polylora-server",
     "polylora",
 ];

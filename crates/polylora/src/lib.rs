@@ -30,6 +30,7 @@ pub mod synthetic;
 
 pub use polylora_adapter as adapter;
 pub use polylora_adapter::merge::{LowRank, apply, requantize};
+pub use polylora_calibrate as calibrate;
 pub use polylora_engine as engine;
 pub use polylora_file as file;
 pub use polylora_quant as quant;
