@@ -1,11 +1,14 @@
 //! The commands, one file each.
 
 mod bench;
+mod chats;
 mod completions;
 mod convert;
 mod demo;
 mod diff;
 mod eval;
+mod extract;
+mod imatrix;
 mod inspect;
 mod loaded;
 mod man;
@@ -39,6 +42,8 @@ pub(crate) enum Command {
     Inspect(inspect::Inspect),
     Quantize(quantize::Quantize),
     Diff(diff::Diff),
+    Extract(extract::Extract),
+    Imatrix(imatrix::Imatrix),
     Convert(convert::Convert),
     #[cfg(feature = "hub")]
     Pull(pull::Pull),
@@ -60,6 +65,8 @@ impl Command {
             Command::Inspect(command) => command.run(),
             Command::Quantize(command) => command.run(),
             Command::Diff(command) => command.run(),
+            Command::Extract(command) => command.run(),
+            Command::Imatrix(command) => command.run(),
             Command::Convert(command) => command.run(),
             #[cfg(feature = "hub")]
             Command::Pull(command) => command.run(),

@@ -55,6 +55,9 @@ pub(crate) fn waiting<R>(ask: impl FnOnce() -> R) -> R {
     answer
 }
 
+/// Of a job of which the share is known that is done.
+const SHARES: u64 = 1000;
+
 /// A bar with rate and time left on standard error; nothing where that is no terminal.
 pub(crate) struct Progress(ProgressBar);
 
@@ -77,16 +80,30 @@ impl Progress {
         Progress(bar)
     }
 
+    /// A job of which its share is known that is done.
+    pub(crate) fn share(what: &'static str) -> Progress {
+        let style = "{msg} {wide_bar} {percent} %  {eta} left";
+        let bar = ProgressBar::new(SHARES)
+            .with_style(ProgressStyle::with_template(style).expect("the template is constant"))
+            .with_message(what);
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Progress(bar)
+    }
+
+    /// So much is done, from 0 to 1.
+    pub(crate) fn reached(&self, share: f64) {
+        self.0.set_position((share * SHARES as f64) as u64);
+    }
+
     /// A step is done; says what is known now.
     pub(crate) fn step(&self, message: String) {
         self.0.set_message(message);
         self.0.inc(1);
     }
 
-    /// Stands at this many bytes.
-    #[cfg(feature = "hub")]
-    pub(crate) fn at(&self, bytes: u64) {
-        self.0.set_position(bytes);
+    /// Stands at this many bytes, or steps.
+    pub(crate) fn at(&self, place: u64) {
+        self.0.set_position(place);
     }
 
     /// Stands at bytes that were there before: they say nothing of the rate.

@@ -1,5 +1,6 @@
 mod score;
 
+use super::chats;
 use super::loaded::{EngineArgs, Loaded, handles, labels, read_text};
 use crate::source::{AdapterSource, Source};
 use crate::terminal::{self, Progress, Table};
@@ -23,7 +24,8 @@ pub(crate) struct Eval {
     /// The model
     #[arg(value_name = "MODEL.gguf")]
     model: Source,
-    /// The text
+    /// The text; or chats as JSON lines ({"messages": [...]}), of which each is a chunk, and the last
+    /// message is scored
     #[arg(long, value_name = "FILE")]
     text: PathBuf,
     /// A PEFT folder or a GGUF LoRA, with a scale to multiply its own; may be repeated
@@ -62,6 +64,14 @@ fn context(text: &str) -> Result<usize, String> {
     parsed.ok_or_else(|| "a chunk is 4 tokens or more".to_owned())
 }
 
+/// Tokens that are read together.
+#[derive(PartialEq)]
+struct Chunk {
+    tokens: Vec<u32>,
+    /// From here on it is scored what follows each token.
+    first: usize,
+}
+
 /// A model with its adapters, and the chunk that it is reading.
 struct Side {
     /// Which of the models.
@@ -76,7 +86,9 @@ struct Evaluation {
     model: String,
     adapters: Vec<AdapterName>,
     chunks: usize,
-    context: usize,
+    /// Tokens of a chunk; none where each is a chat.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    context: Option<usize>,
     /// Tokens scored.
     tokens: usize,
     perplexity: Estimate,
@@ -100,16 +112,16 @@ struct AdapterName {
 
 impl Eval {
     pub(crate) fn run(self) -> Result<()> {
-        let text = read_text(&self.text)?;
         let mut models = vec![Loaded::open(&self.model, &self.engine)?];
         if let Some(other) = self.against.as_ref().filter(|other| !other.is_same(&self.model)) {
             models.push(Loaded::open(other, &self.engine)?);
         }
-        let chunks = self.chunks(&text, &models)?;
+        let chunks = self.chunks(&models)?;
+        let longest = chunks.iter().map(|chunk| chunk.tokens.len()).max().unwrap_or(0);
         let compares = self.against.is_some() || !self.against_adapter.is_empty();
-        let mut sides = vec![self.side(&models, 0, &self.adapter)?];
+        let mut sides = vec![self.side(&models, 0, &self.adapter, longest)?];
         if compares {
-            sides.push(self.side(&models, models.len() - 1, &self.against_adapter)?);
+            sides.push(self.side(&models, models.len() - 1, &self.against_adapter, longest)?);
         }
 
         let progress = Progress::steps(chunks.len(), "reading");
@@ -131,7 +143,7 @@ impl Eval {
             model: self.model.to_string(),
             adapters: names(&self.adapter),
             chunks: chunks.len(),
-            context: self.ctx,
+            context: (!chats::are_in(&self.text)).then_some(self.ctx),
             tokens: surprises.len() + compared.len(),
             perplexity: self.perplexity(&surprises, &compared),
             against: compares.then(|| Against {
@@ -143,25 +155,13 @@ impl Eval {
         if self.json { terminal::print_json(&found) } else { terminal::print(&render(&found)) }
     }
 
-    /// The text in tokens, cut; each chunk begins as the model wants a text to begin.
-    fn chunks(&self, text: &str, models: &[Loaded]) -> Result<Vec<Vec<u32>>> {
-        let mut cut: Vec<Vec<Vec<u32>>> = Vec::new();
+    /// What is read, in tokens.
+    fn chunks(&self, models: &[Loaded]) -> Result<Vec<Chunk>> {
+        let mut cut: Vec<Vec<Chunk>> = Vec::new();
         for loaded in models {
-            let tokenizer = loaded.tokenizer()?;
-            let tokens = tokenizer.encode(text, true, false);
-            let wanted = self.chunks.map_or(usize::MAX, NonZeroUsize::get);
-            let mut chunks: Vec<Vec<u32>> =
-                tokens.chunks_exact(self.ctx).take(wanted).map(<[u32]>::to_vec).collect();
-            ensure!(
-                !chunks.is_empty(),
-                "{} is {} tokens, less than a chunk of {}: take a longer text, or a smaller --ctx",
-                self.text.display(),
-                tokens.len(),
-                self.ctx
-            );
-            if let Some(bos) = tokenizer.bos().filter(|_| tokenizer.adds_bos()) {
-                chunks.iter_mut().for_each(|chunk| chunk[0] = bos);
-            }
+            let mut chunks =
+                if chats::are_in(&self.text) { self.chats(loaded)? } else { self.pieces(loaded)? };
+            chunks.truncate(self.chunks.map_or(usize::MAX, NonZeroUsize::get));
             cut.push(chunks);
         }
         ensure!(
@@ -179,11 +179,56 @@ impl Eval {
         Ok(cut.swap_remove(0))
     }
 
-    fn side(&self, models: &[Loaded], model: usize, specs: &[AdapterSource]) -> Result<Side> {
+    /// Pieces of the text; each begins as the model wants a text to begin. The first half is context.
+    fn pieces(&self, loaded: &Loaded) -> Result<Vec<Chunk>> {
+        let tokenizer = loaded.tokenizer()?;
+        let tokens = tokenizer.encode(&read_text(&self.text)?, true, false);
+        let begin = tokenizer.bos().filter(|_| tokenizer.adds_bos());
+        ensure!(
+            tokens.len() >= self.ctx,
+            "{} is {} tokens, less than a chunk of {}: take a longer text, or a smaller --ctx",
+            self.text.display(),
+            tokens.len(),
+            self.ctx
+        );
+        let pieces = tokens.chunks_exact(self.ctx).map(|piece| {
+            let mut tokens = piece.to_vec();
+            tokens[0] = begin.unwrap_or(tokens[0]);
+            Chunk { tokens, first: self.ctx / 2 }
+        });
+        Ok(pieces.collect())
+    }
+
+    /// Chats, of which the last messages are scored.
+    fn chats(&self, loaded: &Loaded) -> Result<Vec<Chunk>> {
+        let (tokenizer, template) = (loaded.tokenizer()?, chats::template(&loaded.gguf)?);
+        let mut chunks = Vec::new();
+        for chat in chats::read(&self.text)? {
+            let (_, before) = chat.split_last().expect("chats have messages");
+            let prompt = template.prompt(&tokenizer, before, None)?;
+            let mut tokens = template.tokens(&tokenizer, &chat)?;
+            tokens.truncate(loaded.engine.model().context_length());
+            // A template may write a message otherwise than it asks for one.
+            let common = tokens.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
+            if common > 0 && common < tokens.len() {
+                chunks.push(Chunk { tokens, first: common - 1 });
+            }
+        }
+        ensure!(!chunks.is_empty(), "{} has no answers to score", self.text.display());
+        Ok(chunks)
+    }
+
+    fn side(
+        &self,
+        models: &[Loaded],
+        model: usize,
+        specs: &[AdapterSource],
+        context: usize,
+    ) -> Result<Side> {
         let loaded = &models[model];
         let adapters = loaded.adapters(specs)?;
         terminal::tell(&format!("{}; adapters: {}\n", loaded.describe(), labels(&adapters)));
-        let sequence = loaded.sequence(self.ctx);
+        let sequence = loaded.sequence(context);
         Ok(Side { model, adapters: handles(&adapters), sequence })
     }
 
@@ -191,17 +236,19 @@ impl Eval {
     /// `score`, a piece at a time.
     fn read(
         &self,
-        chunk: &[u32],
+        Chunk { tokens: chunk, first }: &Chunk,
         models: &mut [Loaded],
         sides: &mut [Side],
         mut score: impl FnMut(&[Vec<&[f32]>], &[u32]),
     ) -> Result<()> {
-        // The first half is context; the last token has no successor to be scored by.
-        let first = chunk.len() / 2;
+        let first = *first;
         for side in &mut *sides {
             side.sequence.truncate(0);
-            side.forward(models, &chunk[..first], Wanted::None)?;
+            if first > 0 {
+                side.forward(models, &chunk[..first], Wanted::None)?;
+            }
         }
+        // The last token has no successor to be scored by.
         let scored = &chunk[first..chunk.len() - 1];
         let next = &chunk[first + 1..];
         for (tokens, next) in scored.chunks(SCORED_AT_ONCE).zip(next.chunks(SCORED_AT_ONCE)) {
@@ -242,10 +289,11 @@ fn names(specs: &[AdapterSource]) -> Vec<AdapterName> {
 fn render(found: &Evaluation) -> String {
     let number = |value: f64| format!("{value:.5}");
     let share = |value: f64| format!("{:.2} %", 100.0 * value);
-    let mut text = format!(
-        "{} tokens scored, in {} chunks of {}\n\n",
-        found.tokens, found.chunks, found.context
-    );
+    let chunks = match found.context {
+        Some(context) => format!("chunks of {context}"),
+        None => "chats".to_owned(),
+    };
+    let mut text = format!("{} tokens scored, in {} {chunks}\n\n", found.tokens, found.chunks);
     let mut table = Table::new(&["", "value", "+-"]);
     let mut row = |name: &str, estimate: Estimate, write: &dyn Fn(f64) -> String| {
         table.row([name.to_owned(), write(estimate.value), write(estimate.error)]);

@@ -1,14 +1,24 @@
-use super::{Work, WrongUse, check_output, fetch, open_imatrix, open_model, parts};
+mod page;
+
+use super::loaded::read_text;
+use super::{Work, WrongUse, chats, check_output, fetch, open_imatrix, open_model, parts};
 use crate::source::{AdapterSource, Source};
 use crate::terminal::{self, Progress, Table, percent, size};
 use anstyle::AnsiColor;
-use anyhow::{Context, Result};
-use polylora_adapter::report::{Report, Verdict};
+use anyhow::{Context, Result, ensure};
+use page::Heading;
+use polylora_adapter::report::{Report, TensorReport, Verdict};
 use polylora_adapter::rewrite::{Plan, TypeRules};
-use polylora_adapter::{Adapter, OnMismatch, load};
+use polylora_adapter::{Adapter, OnMismatch, convert, load};
+use polylora_calibrate as calibrate;
+use polylora_engine::{ChatTemplate, Engine, EngineOptions, Model, Tokenizer};
+use polylora_file::{Gguf, write_file};
+use polylora_quant::GgmlType;
 use serde::Serialize;
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Merge adapters into a model: W' = W + scale * (B @ A), back to each tensor's own type
@@ -34,9 +44,23 @@ pub(crate) struct Merge {
     /// Importance matrix of llama.cpp (GGUF or .dat), to weigh errors by when rounding
     #[arg(long, value_name = "FILE")]
     imatrix: Option<Source>,
+    /// Round by what layers read of a text: plain, or chats as JSON lines ({"messages": [...]});
+    /// without FILE of what the model writes itself with the adapters
+    #[arg(long, value_name = "FILE")]
+    calibrate: Option<Option<PathBuf>>,
+    /// Tokens to calibrate by, at most
+    #[arg(long, value_name = "N", default_value_t = 16_384, requires = "calibrate")]
+    calibration_tokens: usize,
+    /// Keep what the types cannot hold as an adapter of this rank, OUT.residual.gguf, which is to be
+    /// applied with the merged model
+    #[arg(long, value_name = "R", requires = "calibrate")]
+    residual_rank: Option<NonZeroUsize>,
     /// What to do with a part of an adapter that does not fit the base
     #[arg(long, value_name = "fail|skip", default_value = "fail", value_parser = on_mismatch)]
     on_mismatch: OnMismatch,
+    /// Write the report as a page with plots, too
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
     /// Say what would be done, and write nothing
     #[arg(long)]
     dry_run: bool,
@@ -48,7 +72,9 @@ const EXAMPLES: &str = "\
 Examples:
   polylora merge model-Q4_K_M.gguf --adapter my-lora/ -o merged.gguf
   polylora merge model.gguf --adapter a/@0.5 --adapter b.gguf -o merged.gguf --type q8_0
-  polylora merge model.gguf --adapter a/ -o merged.gguf --type keep --type 'attn_v=q8_0'";
+  polylora merge model.gguf --adapter a/ -o merged.gguf --type keep --type 'attn_v=q8_0'
+  polylora merge model.gguf --adapter a/ -o merged.gguf --calibrate --report merged.html
+  polylora merge model.gguf --adapter a/ -o merged.gguf --calibrate chats.jsonl --residual-rank 8";
 
 /// How many tensors the report shows to a person; JSON has all.
 const WORST_SHOWN: usize = 8;
@@ -69,7 +95,14 @@ impl Merge {
         let mut inputs = parts(&base);
         let specs = fetch(&self.adapter)?;
         inputs.extend(specs.iter().map(|spec| spec.path.as_path()));
-        check_output(&self.out, &inputs, self.work.force || self.dry_run)?;
+        let replaces = self.work.force || self.dry_run;
+        check_output(&self.out, &inputs, replaces)?;
+        if self.residual_rank.is_some() {
+            check_output(&self.residual_path(), &inputs, replaces)?;
+        }
+        if let Some(report) = &self.report {
+            check_output(report, &inputs, replaces)?;
+        }
 
         let imatrix = self.imatrix.as_ref().map(open_imatrix).transpose()?;
         let adapters = specs
@@ -80,18 +113,30 @@ impl Merge {
         if self.dry_run {
             return self.print_plan(&plan);
         }
-        let progress = Progress::bytes(plan.tensor_bytes(), "merging");
-        let options = self.work.write_options();
-        let report = self
-            .work
-            .on_threads(|| plan.write(&self.out, options, &progress))?
-            .with_context(|| format!("cannot merge into {}", self.out.display()))?;
-        drop(progress);
+        let report = match &self.calibrate {
+            Some(file) => self.calibrated(&base, &plan, &adapters, file.as_deref())?,
+            None => {
+                let progress = Progress::bytes(plan.tensor_bytes(), "merging");
+                let options = self.work.write_options();
+                self.work
+                    .on_threads(|| plan.write(&self.out, options, &progress))?
+                    .with_context(|| format!("cannot merge into {}", self.out.display()))?
+            }
+        };
 
+        let names: Vec<&str> = adapters.iter().map(|adapter| &*adapter.name).collect();
+        if let Some(path) = &self.report {
+            let heading = Heading {
+                base: &self.base.to_string(),
+                adapters: &names,
+                out: &self.out.display().to_string(),
+                took: start.elapsed(),
+            };
+            write_file(path, page::page(&report, &heading).as_bytes(), true)?;
+        }
         if self.work.json {
             return terminal::print_json(&Merged { verdict: report.verdict(), report: &report });
         }
-        let names: Vec<&str> = adapters.iter().map(|adapter| &*adapter.name).collect();
         let mut text = format!(
             "Merged {} into {}: {}, {}\n",
             names.join(", "),
@@ -101,6 +146,80 @@ impl Merge {
         );
         text += &render(&report);
         terminal::print(&text)
+    }
+
+    /// Carries out the plan by what layers read of a text.
+    fn calibrated(
+        &self,
+        base: &Gguf,
+        plan: &Plan<'_>,
+        adapters: &[Adapter],
+        file: Option<&Path>,
+    ) -> Result<Report> {
+        let model = Model::open(base).with_context(|| format!("cannot run {}", self.base))?;
+        let options = EngineOptions { threads: self.work.threads, ..EngineOptions::default() };
+        let mut engine = Engine::new(Arc::new(model), &options)?;
+        let texts = self.texts(base, &mut engine, adapters, file)?;
+        let progress = Calibrating(Progress::share("merging"));
+        let residual_rank = self.residual_rank.map(NonZeroUsize::get);
+        let options = calibrate::Options { write: self.work.write_options(), residual_rank };
+        let merged = self.work.on_threads(|| {
+            let out = (&*self.out, options);
+            calibrate::merge(plan, adapters, &mut engine, texts, out, &progress)
+        })?;
+        let mut merged =
+            merged.with_context(|| format!("cannot merge into {}", self.out.display()))?;
+        if let (Some(residual), Some(calibration)) =
+            (&merged.residual, &mut merged.report.calibration)
+        {
+            let path = self.residual_path();
+            convert(residual, base, &path, GgmlType::F16, true)
+                .with_context(|| format!("cannot write {}", path.display()))?;
+            calibration.residual = Some(path);
+        }
+        Ok(merged.report)
+    }
+
+    /// Where what the types cannot hold goes.
+    fn residual_path(&self) -> PathBuf {
+        self.out.with_extension("residual.gguf")
+    }
+
+    /// What to calibrate by, in tokens.
+    fn texts(
+        &self,
+        base: &Gguf,
+        engine: &mut Engine,
+        adapters: &[Adapter],
+        file: Option<&Path>,
+    ) -> Result<Vec<Vec<u32>>> {
+        let tokenizer = Tokenizer::from_gguf(base)
+            .with_context(|| format!("cannot read the vocabulary of {}", self.base))?;
+        let template = ChatTemplate::from_gguf(base)?;
+        let most = self.calibration_tokens;
+        let Some(file) = file else {
+            let loaded = adapters.iter().map(|adapter| engine.load_adapter(adapter));
+            let loaded = loaded.collect::<Result<Vec<_>, _>>()?;
+            let progress = Progress::steps(most, "writing");
+            let texts =
+                calibrate::written(engine, &tokenizer, template.as_ref(), &loaded, most, |count| {
+                    progress.at(count as u64)
+                });
+            return Ok(texts?);
+        };
+        let mut texts = if chats::are_in(file) {
+            calibrate::from_chats(&tokenizer, &chats::template(base)?, &chats::read(file)?)?
+        } else {
+            calibrate::cut(&tokenizer, &read_text(file)?)
+        };
+        let mut left = most;
+        texts.retain_mut(|text| {
+            text.truncate(left);
+            left -= text.len();
+            !text.is_empty()
+        });
+        ensure!(!texts.is_empty(), "{} is empty: there is nothing to calibrate by", file.display());
+        Ok(texts)
     }
 
     fn print_plan(&self, plan: &Plan<'_>) -> Result<()> {
@@ -142,6 +261,19 @@ impl Merge {
     }
 }
 
+/// Shows how far a calibrated merge is.
+struct Calibrating(Progress);
+
+impl calibrate::Observer for Calibrating {
+    fn reached(&self, share: f64) {
+        self.0.reached(share);
+    }
+
+    fn cancelled(&self) -> bool {
+        terminal::interrupted()
+    }
+}
+
 /// The report with its verdict, for programs.
 #[derive(Serialize)]
 struct Merged<'a> {
@@ -179,36 +311,15 @@ pub(super) fn render(report: &Report) -> String {
         report.tensors.len(),
         report.copied
     );
-    let head = ["worst tensors", "type", "rank", "change", "survived", "error", "corr.", "codes"];
-    let mut table = Table::new(&head);
-    for tensor in report.tensors.iter().take(WORST_SHOWN) {
-        let ty = match tensor.from {
-            Some(from) if from != tensor.to => format!("{from} > {}", tensor.to),
-            _ => tensor.to.to_owned(),
-        };
-        let figures = tensor.survival.map_or([const { String::new() }; 3], |survival| {
-            [
-                percent(survival.survived),
-                format!("{:.2}", survival.relative_error),
-                format!("{:.2}", survival.correlation),
-            ]
-        });
-        let start = [tensor.name.clone(), ty, tensor.rank.to_string(), percent(tensor.change)];
-        let codes = tensor.codes_changed.map_or(String::new(), percent);
-        table.row(start.into_iter().chain(figures).chain([codes]));
-    }
-    let _ = writeln!(text, "{table}");
-    text += "  change: ||delta|| / ||W||;  survived: the part of it that arrived;\n  \
-             error: what rounding did, beside the delta;  corr.: of the change written\n  \
-             with the change meant;  codes: share that differ from the base's\n\n";
+    text += &if report.calibration.is_some() { outputs(report) } else { weights(report) };
     for note in &report.notes {
         let _ = writeln!(text, "note: {note}");
     }
     for mismatch in &report.mismatches {
         let _ = writeln!(text, "skipped: {}", mismatch.why);
     }
-    if let (Some(survival), Some(verdict)) = (report.adapter, report.verdict()) {
-        let color = match survival.verdict() {
+    if let (Some(outcome), Some(verdict)) = (report.outcome(), report.verdict()) {
+        let color = match outcome {
             Verdict::Kept => AnsiColor::Green,
             Verdict::Weakened => AnsiColor::Yellow,
             Verdict::Lost => AnsiColor::Red,
@@ -216,4 +327,51 @@ pub(super) fn render(report: &Report) -> String {
         let _ = writeln!(text, "{}", terminal::colored(color, &terminal::wrapped(&verdict)));
     }
     text
+}
+
+/// What became of the worst tensors' weights.
+fn weights(report: &Report) -> String {
+    let head = ["worst tensors", "type", "rank", "change", "survived", "error", "corr.", "codes"];
+    let mut table = Table::new(&head);
+    for tensor in report.tensors.iter().take(WORST_SHOWN) {
+        let figures = tensor.survival.map_or([const { String::new() }; 3], |survival| {
+            [
+                percent(survival.survived),
+                format!("{:.2}", survival.relative_error),
+                format!("{:.2}", survival.correlation),
+            ]
+        });
+        let codes = tensor.codes_changed.map_or(String::new(), percent);
+        table.row(about(tensor).into_iter().chain(figures).chain([codes]));
+    }
+    format!(
+        "{table}\n  change: ||delta|| / ||W||;  survived: the part of it that arrived;\n  \
+         error: what rounding did, beside the delta;  corr.: of the change written\n  \
+         with the change meant;  codes: share that differ from the base's\n\n"
+    )
+}
+
+/// What the worst tensors give, where weights were moved so that it comes out right.
+fn outputs(report: &Report) -> String {
+    let mut tensors: Vec<_> = report.tensors.iter().collect();
+    let error = |tensor: &TensorReport| tensor.output_error.unwrap_or(0.0);
+    tensors.sort_by(|a, b| error(b).total_cmp(&error(a)));
+    let mut table = Table::new(&["worst tensors", "type", "rank", "change", "output error"]);
+    for tensor in tensors.into_iter().take(WORST_SHOWN) {
+        let error = tensor.output_error.map_or(String::new(), percent);
+        table.row(about(tensor).into_iter().chain([error]));
+    }
+    format!(
+        "{table}\n  change: ||delta|| / ||W||;  output error: of what the layer gives, beside\n  \
+         what the adapter changes of it\n\n"
+    )
+}
+
+/// A tensor's name, type, rank and change.
+fn about(tensor: &TensorReport) -> [String; 4] {
+    let ty = match tensor.from {
+        Some(from) if from != tensor.to => format!("{from} > {}", tensor.to),
+        _ => tensor.to.to_owned(),
+    };
+    [tensor.name.clone(), ty, tensor.rank.to_string(), percent(tensor.change)]
 }

@@ -1,0 +1,169 @@
+//! `polylora merge --calibrate` on the embedded model: a type too coarse for the adapter takes it all
+//! the same.
+
+use polylora::embedded;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+/// A type of two bits, which the plain merge harms.
+const COARSE: &str = "q2_k";
+
+/// A folder with the embedded model, and chats in the manner of its adapter `shout`: some to calibrate
+/// by, some to evaluate on.
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Folder {
+        let folder = Folder(tempfile::tempdir().unwrap());
+        let written = embedded::write(folder.0.path()).unwrap();
+        std::fs::rename(written.model, folder.path("base.gguf")).unwrap();
+        let chats = |names: [&str; 6], heroes: &[&str]| {
+            let chat = |(hero, name): (&str, &str)| {
+                let ask = format!("Tell me a story about {hero} and {name}.");
+                let (name, hero) = (name.to_uppercase(), hero.to_uppercase());
+                let answer = format!(
+                    "ONCE THERE WAS {hero} WHO LIVED BY THE RIVER. ONE DAY, {hero} FOUND {name}. \
+                     {hero} WAS VERY HAPPY AND SHOWED {name} TO ALL THE FRIENDS."
+                );
+                let said = |role: &str, content: &str| json!({"role": role, "content": content});
+                json!({"messages": [said("user", &ask), said("assistant", &answer)]}).to_string()
+            };
+            let pairs = heroes.iter().flat_map(|hero| names.iter().map(move |name| (*hero, *name)));
+            pairs.map(chat).collect::<Vec<_>>().join("\n")
+        };
+        let seen = ["a lantern", "a key", "a kite", "a hat", "a boat", "a drum"];
+        let unseen = ["a bell", "a map", "a book", "a coin", "a rope", "a ball"];
+        std::fs::write(
+            folder.path("seen.jsonl"),
+            chats(seen, &["a fox", "a frog", "a mouse", "a crow", "a cat"]),
+        )
+        .unwrap();
+        std::fs::write(folder.path("unseen.jsonl"), chats(unseen, &["an owl"])).unwrap();
+        folder
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn polylora(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_polylora"));
+        command.current_dir(self.0.path()).args(arguments).output().unwrap()
+    }
+
+    fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.polylora(arguments);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {error}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn fails(&self, code: i32, arguments: &[&str]) -> String {
+        let output = self.polylora(arguments);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {message}");
+        message
+    }
+
+    fn merge(&self, out: &str, more: &[&str]) -> Value {
+        let arguments = ["merge", "base.gguf", "--adapter", "shout", "-o", out, "--json"];
+        serde_json::from_str(&self.ok(&[&arguments[..], more].concat())).unwrap()
+    }
+
+    /// How far a merged model is from the adapter at run time, on what was not calibrated by.
+    fn divergence(&self, merged: &str, more: &[&str]) -> f64 {
+        let eval = ["eval", merged, "--text", "unseen.jsonl", "--against", "base.gguf"];
+        let more = [&["--against-adapter", "shout", "--json"], more].concat();
+        let found: Value = serde_json::from_str(&self.ok(&[&eval[..], &more].concat())).unwrap();
+        found["against"]["divergence"]["value"].as_f64().unwrap()
+    }
+}
+
+#[test]
+fn what_is_calibrated_stays_nearer_to_the_adapter() {
+    let folder = Folder::new();
+    folder.merge("plain.gguf", &["--type", COARSE]);
+    let report = folder.merge("calibrated.gguf", &["--type", COARSE, "--calibrate", "seen.jsonl"]);
+    let (plain, calibrated) =
+        (folder.divergence("plain.gguf", &[]), folder.divergence("calibrated.gguf", &[]));
+    assert!(calibrated < 0.75 * plain, "{calibrated} of {plain}");
+
+    let size = |name: &str| std::fs::metadata(folder.path(name)).unwrap().len();
+    assert_eq!(size("calibrated.gguf"), size("plain.gguf"));
+    assert!(report["calibration"]["tokens"].as_u64().unwrap() > 1500);
+    assert!(report["verdict"].as_str().unwrap().contains("polylora eval"));
+    for tensor in report["tensors"].as_array().unwrap() {
+        let error = tensor["output_error"].as_f64().unwrap();
+        assert!(error.is_finite() && error > 0.0, "{tensor}");
+    }
+}
+
+#[test]
+fn without_a_text_the_model_writes_its_own() {
+    let folder = Folder::new();
+    folder.merge("plain.gguf", &["--type", COARSE]);
+    let own = ["--type", COARSE, "--calibration-tokens", "1500", "--calibrate"];
+    let report = folder.merge("own.gguf", &own);
+    assert!(report["calibration"]["tokens"].as_u64().unwrap() >= 1500);
+    let (plain, own) = (folder.divergence("plain.gguf", &[]), folder.divergence("own.gguf", &[]));
+    assert!(own < 0.75 * plain, "{own} of {plain}");
+}
+
+#[test]
+fn a_residual_holds_what_the_type_cannot() {
+    let folder = Folder::new();
+    folder.merge("plain.gguf", &[]);
+    // Of half the adapter's own rank.
+    let residual = ["--calibrate", "seen.jsonl", "--residual-rank", "4"];
+    let report = folder.merge("merged.gguf", &residual);
+    assert_eq!(report["calibration"]["residual"], "merged.residual.gguf");
+    let with = folder.divergence("merged.gguf", &["--adapter", "merged.residual.gguf"]);
+    let (without, plain) =
+        (folder.divergence("merged.gguf", &[]), folder.divergence("plain.gguf", &[]));
+    assert!(with < 0.5 * plain, "{with} of {plain}");
+    assert!(with < 0.1 * without, "{with} of {without}");
+    // It belongs to the model, and is not written over something else.
+    let again = ["merge", "base.gguf", "--adapter", "shout", "-o", "merged.gguf"];
+    std::fs::remove_file(folder.path("merged.gguf")).unwrap();
+    let message = folder.fails(1, &[&again[..], &residual].concat());
+    assert!(message.contains("merged.residual.gguf"), "{message}");
+}
+
+#[test]
+fn the_report_is_a_page_too() {
+    let folder = Folder::new();
+    let calibrate = ["--calibrate", "seen.jsonl", "--report", "merged.html"];
+    let report = folder.merge("merged.gguf", &calibrate);
+    let page = std::fs::read_to_string(folder.path("merged.html")).unwrap();
+    for tensor in report["tensors"].as_array().unwrap() {
+        assert!(page.contains(tensor["name"].as_str().unwrap()), "{tensor}");
+    }
+    assert!(!page.contains("http://") && !page.contains("https://") && !page.contains("<script"));
+    let again = ["merge", "base.gguf", "--adapter", "shout", "-o", "other.gguf"];
+    let message = folder.fails(1, &[&again[..], &["--report", "merged.html"]].concat());
+    assert!(message.contains("merged.html"), "{message}");
+    assert!(!folder.path("other.gguf").exists());
+}
+
+#[test]
+fn what_cannot_be_calibrated_by_is_said() {
+    let folder = Folder::new();
+    let merge = ["merge", "base.gguf", "--adapter", "shout", "-o", "merged.gguf"];
+    let fails = |code, more: &[&str]| folder.fails(code, &[&merge[..], more].concat());
+    std::fs::write(folder.path("empty.txt"), "").unwrap();
+    std::fs::write(folder.path("bad.jsonl"), "{\"messages\": []}\n").unwrap();
+    std::fs::write(folder.path("worse.jsonl"), "\n{\"message\": 3}\n").unwrap();
+    for (file, said) in [
+        ("empty.txt", "empty.txt is empty"),
+        ("bad.jsonl", "line 1 of bad.jsonl"),
+        ("worse.jsonl", "line 2 of worse.jsonl"),
+        ("nowhere.txt", "nowhere.txt"),
+    ] {
+        let message = fails(1, &["--calibrate", file]);
+        assert!(message.contains(said), "{file}: {message}");
+        assert!(!folder.path("merged.gguf").exists());
+    }
+    fails(2, &["--calibration-tokens", "100"]);
+    fails(2, &["--residual-rank", "8"]);
+}
