@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // What it prints is what it is for.
 
 mod bench;
+mod fidelity;
 mod neon;
 mod python;
 mod real_model;
@@ -35,6 +36,8 @@ enum Command {
     /// Measure speed on the 1.1B model of random weights, against llama.cpp
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Measure what merges keep of adapters, on SmolLM2-135M-Instruct and the embedded model
+    Fidelity(fidelity::Fidelity),
     /// Fetch SmolLM2-135M-Instruct once and run the tests that need it
     RealModel(real_model::RealModel),
     /// Test the products and the engine on NEON, cross-compiled and emulated
@@ -55,6 +58,7 @@ fn main() -> Result<()> {
         Command::Tidy => tidy::run(&root()),
         Command::Model { dir } => make_model(&dir).map(|_| ()),
         Command::Bench(command) => command.run(),
+        Command::Fidelity(command) => command.run(&root()),
         Command::RealModel(command) => command.run(&root()),
         Command::Neon(command) => command.run(&root()),
         Command::Python => python::check(&root()),

@@ -52,7 +52,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 }
 
 /// The model's path; downloads it where it is not there yet.
-fn fetch(cache: &Path) -> Result<PathBuf> {
+pub(crate) fn fetch(cache: &Path) -> Result<PathBuf> {
     let model = cache.join("smollm2-135m-instruct-q4_1.gguf");
     if model.exists() {
         return Ok(model);
