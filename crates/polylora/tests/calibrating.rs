@@ -1,21 +1,20 @@
 //! `polylora merge --calibrate` on the embedded model: a type too coarse for the adapter takes it all
 //! the same.
 
+mod support;
+
 use polylora::embedded;
 use serde_json::{Value, json};
-use std::path::PathBuf;
-use std::process::{Command, Output};
+use support::Folder;
 
 /// A type of two bits, which the plain merge harms.
 const COARSE: &str = "q2_k";
 
-/// A folder with the embedded model, and chats in the manner of its adapter `shout`: some to calibrate
-/// by, some to evaluate on.
-struct Folder(tempfile::TempDir);
-
 impl Folder {
+    /// A folder with the embedded model, and chats in the manner of its adapter `shout`: some to
+    /// calibrate by, some to evaluate on.
     fn new() -> Folder {
-        let folder = Folder(tempfile::tempdir().unwrap());
+        let folder = Folder::empty();
         let written = embedded::write(folder.0.path()).unwrap();
         std::fs::rename(written.model, folder.path("base.gguf")).unwrap();
         let chats = |names: [&str; 6], heroes: &[&str]| {
@@ -41,29 +40,6 @@ impl Folder {
         .unwrap();
         std::fs::write(folder.path("unseen.jsonl"), chats(unseen, &["an owl"])).unwrap();
         folder
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn polylora(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_polylora"));
-        command.current_dir(self.0.path()).args(arguments).output().unwrap()
-    }
-
-    fn ok(&self, arguments: &[&str]) -> String {
-        let output = self.polylora(arguments);
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments:?}: {error}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn fails(&self, code: i32, arguments: &[&str]) -> String {
-        let output = self.polylora(arguments);
-        let message = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {message}");
-        message
     }
 
     fn merge(&self, out: &str, more: &[&str]) -> Value {

@@ -1,20 +1,21 @@
 //! The program as a user meets it: what it writes, what it says when something is wrong, and
 //! that nothing is left behind.
 
+mod support;
+
 use polylora::file::Gguf;
 use polylora::synthetic::{Llama, quantize_file};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
+use support::Folder;
 
 const TINY: Llama = Llama { layers: 2, hidden: 256, ffn: 512, heads: 4, kv_heads: 2, vocab: 64 };
 
-/// A folder with a model in Q4_K_M and an adapter for it.
-struct Folder(tempfile::TempDir);
-
 impl Folder {
+    /// A folder with a model in Q4_K_M and an adapter for it.
     fn new() -> Folder {
-        let folder = Folder(tempfile::tempdir().unwrap());
+        let folder = Folder::empty();
         TINY.write_f16(&folder.path("f16.gguf")).unwrap();
         let recipe = "Q4_K_M".parse().unwrap();
         quantize_file(&folder.path("f16.gguf"), &folder.path("base.gguf"), &recipe).unwrap();
@@ -22,43 +23,9 @@ impl Folder {
         folder
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn polylora(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_polylora"));
-        command.current_dir(self.0.path()).args(arguments).output().unwrap()
-    }
-
-    /// Runs what must work; returns standard output.
-    fn ok(&self, arguments: &[&str]) -> String {
-        let output = self.polylora(arguments);
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments:?}: {error}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// Runs what must fail with `code`; returns the message. Nothing new may lie in the folder.
-    fn fails(&self, code: i32, arguments: &[&str]) -> String {
-        let before = self.names();
-        let output = self.polylora(arguments);
-        let message = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {message}");
-        assert_eq!(self.names(), before, "{arguments:?} left something behind");
-        message
-    }
-
     /// A merge that must fail as a job does.
     fn merge_fails(&self, base: &str, adapter: &str) -> String {
         self.fails(1, &["merge", base, "--adapter", adapter, "-o", "out.gguf"])
-    }
-
-    fn names(&self) -> Vec<PathBuf> {
-        let entries = std::fs::read_dir(self.0.path()).unwrap();
-        let mut names: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
-        names.sort();
-        names
     }
 
     /// The adapter, with its configuration changed.

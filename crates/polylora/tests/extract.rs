@@ -1,20 +1,20 @@
 //! `polylora extract`: what was merged comes out again, and what cannot is said.
 
+mod support;
+
 use polylora::file::{Gguf, GgufWriter, TensorPlan, WriteOptions};
 use polylora::{embedded, synthetic::Llama};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use support::Folder;
 
 /// Of the embedded adapter.
 const RANK: u64 = 8;
 const NORM: &str = "output_norm.weight";
 
-/// A folder with the embedded model, and the same with an adapter merged into it.
-struct Folder(tempfile::TempDir);
-
 impl Folder {
+    /// A folder with the embedded model, and the same with an adapter merged into it.
     fn new() -> Folder {
-        let folder = Folder(tempfile::tempdir().unwrap());
+        let folder = Folder::empty();
         let written = embedded::write(folder.0.path()).unwrap();
         std::fs::rename(written.model, folder.path("base.gguf")).unwrap();
         let merge = ["merge", "base.gguf", "--adapter", "shout", "--type", "f32"];
@@ -22,31 +22,8 @@ impl Folder {
         folder
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
     fn open(&self, name: &str) -> Gguf {
         Gguf::open(&self.path(name)).unwrap()
-    }
-
-    fn polylora(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_polylora"));
-        command.current_dir(self.0.path()).args(arguments).output().unwrap()
-    }
-
-    fn ok(&self, arguments: &[&str]) -> String {
-        let output = self.polylora(arguments);
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments:?}: {error}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn fails(&self, code: i32, arguments: &[&str]) -> String {
-        let output = self.polylora(arguments);
-        let message = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {message}");
-        message
     }
 
     fn extract(&self, tuned: &str, out: &str, more: &[&str]) -> serde_json::Value {

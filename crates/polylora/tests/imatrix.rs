@@ -1,35 +1,22 @@
 //! `polylora imatrix`: every linear layer is measured, and what is written is read again.
 
+mod support;
+
 use polylora::embedded;
 use polylora::file::Gguf;
 use polylora::file::imatrix::Imatrix;
-use std::path::PathBuf;
-use std::process::Command;
-
-/// A folder with the embedded model and a text of some hundred tokens.
-struct Folder(tempfile::TempDir);
+use support::Folder;
 
 impl Folder {
+    /// A folder with the embedded model and a text of some hundred tokens.
     fn new() -> Folder {
-        let folder = Folder(tempfile::tempdir().unwrap());
+        let folder = Folder::empty();
         let written = embedded::write(folder.0.path()).unwrap();
         std::fs::rename(written.model, folder.path("model.gguf")).unwrap();
         let text =
             "Once there was a fox who lived by the river. The owl asked him for some bread.\n";
         std::fs::write(folder.path("text.txt"), text.repeat(20)).unwrap();
         folder
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn ok(&self, arguments: &[&str]) -> String {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_polylora"));
-        let output = command.current_dir(self.0.path()).args(arguments).output().unwrap();
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments:?}: {error}");
-        String::from_utf8(output.stdout).unwrap()
     }
 
     fn measure(&self, out: &str, more: &[&str]) -> (serde_json::Value, Imatrix) {
@@ -93,4 +80,13 @@ fn chats_are_read_too() {
     std::fs::write(folder.path("chats.jsonl"), chat.replace('\n', "")).unwrap();
     folder.ok(&["imatrix", "model.gguf", "--text", "chats.jsonl", "-o", "chats.gguf"]);
     assert_eq!(Imatrix::open(&folder.path("chats.gguf")).unwrap().chunks(), Some(1));
+}
+
+#[test]
+fn a_text_without_a_token_is_refused() {
+    let folder = Folder::new();
+    std::fs::write(folder.path("empty.txt"), "").unwrap();
+    let measure = ["imatrix", "model.gguf", "--text", "empty.txt", "-o", "out.gguf"];
+    let message = folder.fails(1, &measure);
+    assert!(message.contains("empty.txt is empty"), "{message}");
 }
