@@ -103,7 +103,8 @@ const SURVIVED: f64 = 0.7;
 /// adapter in Q8_0: 0.29, and no effect is lost; in Q5_1: 2.3, and a quarter is.)
 const NOISY: f64 = 0.5;
 
-/// Up to this error of what layers give, an adapter's effect is there.
+/// From this error of what layers give on, more is wrong than half of what the adapter adds to their
+/// variance.
 const OUTPUT_ERROR: f64 = 0.7;
 
 impl Survival {
@@ -128,6 +129,11 @@ impl Survival {
 }
 
 impl Calibration {
+    /// In one word.
+    fn outcome(&self) -> Verdict {
+        if self.output_error < OUTPUT_ERROR { Verdict::Kept } else { Verdict::Weakened }
+    }
+
     /// See [`Report::verdict`].
     fn verdict(&self) -> String {
         let wrong = 100.0 * self.output_error;
@@ -135,7 +141,10 @@ impl Calibration {
             Some(path) => format!(" with {} applied", path.display()),
             None => String::new(),
         };
-        let kept = if self.output_error < OUTPUT_ERROR { "is in the file" } else { "is weakened" };
+        let kept = match self.outcome() {
+            Verdict::Kept => "is in the file",
+            Verdict::Weakened | Verdict::Lost => "is weakened",
+        };
         format!(
             "The adapter {kept}{with}: in what it changes of the layers' outputs there is an error \
              of {wrong:.0} % (median of the tensors, calibrated by {} tokens). Weights were moved so \
@@ -195,11 +204,10 @@ impl Report {
         }
     }
 
-    /// The same in one word.
+    /// What [`verdict`](Report::verdict) says, in one word.
     pub fn outcome(&self) -> Option<Verdict> {
         match &self.calibration {
-            Some(calibration) if calibration.output_error < OUTPUT_ERROR => Some(Verdict::Kept),
-            Some(_) => Some(Verdict::Weakened),
+            Some(calibration) => Some(calibration.outcome()),
             None => self.adapter.map(|survival| survival.verdict()),
         }
     }

@@ -15,7 +15,6 @@ mod seen;
 mod texts;
 
 pub use extract::{ExtractError, ExtractReport, ExtractedTensor, LeftOut, extract};
-pub use low_rank::{Factors, Wanted, factor};
+pub use low_rank::Wanted;
 pub use merge::{Error, Merged, Observer, Options, merge};
-pub use moments::Moments;
 pub use texts::{Answer, TextError, answers, cut, from_chats, written};

@@ -18,15 +18,15 @@ pub enum Wanted {
 
 /// A matrix as `up @ down`, most nearly.
 #[derive(Clone, Debug)]
-pub struct Factors {
+pub(crate) struct Factors {
     /// `(rank, columns)`, row after row: `lora_A`.
-    pub down: Vec<f32>,
+    pub(crate) down: Vec<f32>,
     /// `(rows, rank)`, row after row: `lora_B`.
-    pub up: Vec<f32>,
+    pub(crate) up: Vec<f32>,
     /// 0 for a matrix of zeros.
-    pub rank: usize,
+    pub(crate) rank: usize,
     /// The share of the matrix's squared Frobenius norm that the product has; 1 for a matrix of zeros.
-    pub held: f64,
+    pub(crate) held: f64,
 }
 
 /// Random vectors beyond the wanted rank: Halko et al. call 5 or 10 enough.
@@ -44,7 +44,7 @@ const FIRST_RANK: usize = 16;
 ///
 /// # Panics
 /// Where the matrix is not of this size, or holds what is not a finite number.
-pub fn factor(matrix: &[f32], rows: usize, columns: usize, wanted: Wanted) -> Factors {
+pub(crate) fn factor(matrix: &[f32], rows: usize, columns: usize, wanted: Wanted) -> Factors {
     let total: f64 = matrix.iter().map(|&value| f64::from(value) * f64::from(value)).sum();
     assert!(total.is_finite(), "the matrix holds what is not a finite number");
     if total == 0.0 {

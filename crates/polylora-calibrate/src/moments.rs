@@ -16,7 +16,7 @@ const SHIFT_DAMPING: f32 = 0.05;
 
 /// Sums over inputs `x` of a layer.
 #[derive(Clone, Debug)]
-pub struct Moments {
+pub(crate) struct Moments {
     /// The sum of `x x^T`, `(columns, columns)`, of which the lower triangle is kept.
     square: Mat<f32>,
     /// The sum of `x (y - x)^T`, where the layer is meant to read `y`.
@@ -25,7 +25,7 @@ pub struct Moments {
 
 impl Moments {
     /// Of nothing yet.
-    pub fn new(columns: usize) -> Moments {
+    pub(crate) fn new(columns: usize) -> Moments {
         Moments { square: Mat::zeros(columns, columns), cross: None }
     }
 
@@ -33,7 +33,7 @@ impl Moments {
     ///
     /// # Panics
     /// Where they are not whole rows, or not as many.
-    pub fn add(&mut self, inputs: &[f32], meant: Option<&[f32]>) {
+    pub(crate) fn add(&mut self, inputs: &[f32], meant: Option<&[f32]>) {
         let columns = self.square.ncols();
         assert!(inputs.len().is_multiple_of(columns), "whole rows");
         let rows = inputs.len() / columns;
@@ -58,7 +58,7 @@ impl Moments {
     /// ```text
     /// sum of |w y - (w + w G) x|^2 is least for G H = sum of (y - x) x^T
     /// ```
-    pub fn curvature(&self) -> Curvature {
+    pub(crate) fn curvature(&self) -> Curvature {
         let columns = self.square.ncols();
         let mean = (0..columns).map(|i| self.square[(i, i)]).sum::<f32>() / columns as f32;
         if mean <= 0.0 || !mean.is_finite() {

@@ -27,6 +27,7 @@ use clap::{Args, Subcommand};
 use polylora_adapter::AdapterSpec;
 use polylora_file::imatrix::Imatrix;
 use polylora_file::{Gguf, WriteOptions};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 /// One row for each command.
@@ -94,7 +95,7 @@ impl std::error::Error for WrongUse {}
 struct Work {
     /// Threads to work on [default: all processors]
     #[arg(long, value_name = "N")]
-    threads: Option<std::num::NonZeroUsize>,
+    threads: Option<NonZeroUsize>,
     /// Replace the output if it exists
     #[arg(long)]
     force: bool,
@@ -109,14 +110,19 @@ struct Work {
 impl Work {
     /// Runs `job` on as many threads as were asked for.
     fn on_threads<R: Send>(&self, job: impl FnOnce() -> R + Send) -> Result<R> {
-        let threads = self.threads.map_or(0, |threads| threads.get());
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        Ok(pool.context("cannot start threads")?.install(job))
+        on_threads(self.threads, job)
     }
 
     fn write_options(&self) -> WriteOptions {
         WriteOptions { overwrite: self.force, max_shard: self.split_max_size }
     }
+}
+
+/// Runs `job` on so many threads; on one for each processor, where no number is given.
+fn on_threads<R: Send>(threads: Option<NonZeroUsize>, job: impl FnOnce() -> R + Send) -> Result<R> {
+    let threads = threads.map_or(0, NonZeroUsize::get);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    Ok(pool.context("cannot start threads")?.install(job))
 }
 
 /// Opens a model, or says that the file is something else.

@@ -129,6 +129,16 @@ impl Observer for Progress {
     }
 }
 
+impl polylora_calibrate::Observer for Progress {
+    fn reached(&self, share: f64) {
+        Progress::reached(self, share);
+    }
+
+    fn cancelled(&self) -> bool {
+        interrupted()
+    }
+}
+
 impl Drop for Progress {
     fn drop(&mut self) {
         self.0.finish_and_clear();

@@ -1,7 +1,7 @@
-use super::{check_output, open_model, parts};
+use super::{check_output, on_threads, open_model, parts};
 use crate::source::Source;
 use crate::terminal::{self, Progress, Table, percent, size};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use polylora_adapter::{ConvertReport, convert};
 use polylora_calibrate::{self as calibrate, ExtractReport, Wanted};
 use polylora_quant::GgmlType;
@@ -85,14 +85,10 @@ impl Extract {
         let inputs = [parts(&base), parts(&tuned)].concat();
         check_output(&self.out, &inputs, self.force)?;
 
-        let steps = base.tensors().len();
-        let progress = Extracting { bar: Progress::steps(steps, "extracting"), steps };
-        let threads = self.threads.map_or(0, NonZeroUsize::get);
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        let pool = pool.context("cannot start threads")?;
+        let progress = Progress::share("extracting");
         let wanted = self.much.wanted();
-        let (adapter, report) =
-            pool.install(|| calibrate::extract(&base, &tuned, wanted, &progress))?;
+        let extract = || calibrate::extract(&base, &tuned, wanted, &progress);
+        let (adapter, report) = on_threads(self.threads, extract)??;
         drop(progress);
         let written = convert(&adapter, &base, &self.out, self.ty, self.force)?;
 
@@ -157,21 +153,5 @@ impl Much {
             text += " A higher --energy holds more.";
         }
         text
-    }
-}
-
-/// Shows how far an extraction is.
-struct Extracting {
-    bar: Progress,
-    steps: usize,
-}
-
-impl calibrate::Observer for Extracting {
-    fn reached(&self, share: f64) {
-        self.bar.at((share * self.steps as f64).round() as u64);
-    }
-
-    fn cancelled(&self) -> bool {
-        terminal::interrupted()
     }
 }

@@ -160,7 +160,7 @@ impl Merge {
         let options = EngineOptions { threads: self.work.threads, ..EngineOptions::default() };
         let mut engine = Engine::new(Arc::new(model), &options)?;
         let texts = self.texts(base, &mut engine, adapters, file)?;
-        let progress = Calibrating(Progress::share("merging"));
+        let progress = Progress::share("merging");
         let residual_rank = self.residual_rank.map(NonZeroUsize::get);
         let options = calibrate::Options { write: self.work.write_options(), residual_rank };
         let merged = self.work.on_threads(|| {
@@ -258,19 +258,6 @@ impl Merge {
             let _ = writeln!(text, "skipped: {}", mismatch.why);
         }
         terminal::print(&text)
-    }
-}
-
-/// Shows how far a calibrated merge is.
-struct Calibrating(Progress);
-
-impl calibrate::Observer for Calibrating {
-    fn reached(&self, share: f64) {
-        self.0.reached(share);
-    }
-
-    fn cancelled(&self) -> bool {
-        terminal::interrupted()
     }
 }
 
