@@ -15,10 +15,11 @@
 //! with. The one that leaves the least of the sum above stays. A format has a part in this by its
 //! `decode`, its `encode`, and `recode`, which puts other codes under the scales of a block.
 
-use crate::format::{Codes, Encode, GgmlType, Importance, MAX_BLOCK, MIN_GROUP};
+use crate::format::{
+    Blocks, Codes, Encoder, FormatInfo, GgmlType, Importance, MAX_BLOCK, MIN_GROUP, Recode,
+};
 use crate::isa::{Isa, Kernel, LANES, Lanes, Simd};
-use crate::row::{RowError, blocks, blocks_mut, check_length};
-use zerocopy::{FromZeros, IntoBytes};
+use crate::row::{RowError, check_length};
 
 /// How errors of a row's weights count: the second moments of a layer's inputs, as factors.
 #[derive(Clone, Debug)]
@@ -101,15 +102,26 @@ pub fn quantize_compensated(
     if !weights.len().is_multiple_of(columns) || !columns.is_multiple_of(ty.block_weights()) {
         return Err(RowError::Importance { weights: weights.len(), importance: columns });
     }
-    match encoder.compensate {
-        Some(compensate) => compensate(isa, weights, base, curvature, out),
-        None => (encoder.quantize)(isa, weights, None, out),
-    }
+    let (Some(blocks), Some(recode)) = (&info.blocks, encoder.recode) else {
+        // Single numbers lose too little to be made good.
+        (encoder.quantize)(isa, weights, None, out);
+        return Ok(());
+    };
+    let format = Entries { isa, info, blocks, encoder, recode };
+    isa.run(Rows { format, weights, base, curvature, out });
     Ok(())
 }
 
-/// See [`quantize_compensated`].
-pub(crate) type Compensate = fn(Isa, &[f32], Option<&[u8]>, &Curvature, &mut [u8]);
+/// A format, as what follows knows it: by the entries of its table, so that it is compiled once for
+/// all formats.
+#[derive(Clone, Copy)]
+struct Entries {
+    isa: Isa,
+    info: &'static FormatInfo,
+    blocks: &'static Blocks,
+    encoder: &'static Encoder,
+    recode: Recode,
+}
 
 /// By how much targets are scaled before their scales are sought: smaller ones round the many better,
 /// and the few beyond them worse.
@@ -125,11 +137,11 @@ struct Grid<V> {
 }
 
 /// Sixteen rows that are worked on side by side; fewer are filled up with zeros.
-struct Set<'a, F: Encode, V> {
+struct Set<'a, V> {
     /// How many there are.
     count: usize,
-    base: Option<&'a [F::Block]>,
-    out: &'a mut [F::Block],
+    base: Option<&'a [u8]>,
+    out: &'a mut [u8],
     weights: Vec<V>,
     /// What weights that are rounded already have gained, one vector a column.
     errors: Vec<V>,
@@ -143,115 +155,112 @@ struct Work<V> {
     codes: [V; MAX_BLOCK],
 }
 
-pub(crate) fn compensate_blocks<F: Encode>(
-    isa: Isa,
-    weights: &[f32],
-    base: Option<&[u8]>,
-    curvature: &Curvature,
-    out: &mut [u8],
-) {
-    struct Rows<'a, F: Encode> {
-        weights: &'a [f32],
-        base: Option<&'a [F::Block]>,
-        curvature: &'a Curvature,
-        out: &'a mut [F::Block],
-    }
+/// See [`quantize_compensated`].
+struct Rows<'a> {
+    format: Entries,
+    weights: &'a [f32],
+    base: Option<&'a [u8]>,
+    curvature: &'a Curvature,
+    out: &'a mut [u8],
+}
 
-    impl<F: Encode> Kernel for Rows<'_, F> {
-        type Output = ();
+impl Kernel for Rows<'_> {
+    type Output = ();
 
-        #[inline(always)]
-        fn run<S: Simd>(self, s: S) {
-            let Rows { weights, base, curvature, out } = self;
-            let columns = curvature.columns;
-            let row_blocks = columns / F::WEIGHTS;
-            let zero = s.splat(0.0);
-            let mut sets = Vec::new();
-            let parts = weights.chunks(LANES * columns).zip(out.chunks_mut(LANES * row_blocks));
-            for (n, (weights, out)) in parts.enumerate() {
-                let base = base.map(|base| &base[n * LANES * row_blocks..][..out.len()]);
-                let count = weights.len() / columns;
-                let mut lanes = vec![zero; columns];
-                for (j, lanes) in lanes.iter_mut().enumerate() {
-                    let mut column = [0.0; LANES];
-                    for (value, row) in column.iter_mut().zip(weights.chunks_exact(columns)) {
-                        *value = row[j];
-                    }
-                    *lanes = s.load(&column);
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Rows { format, weights, base, curvature, out } = self;
+        let columns = curvature.columns;
+        let row_blocks = columns / format.info.block_weights;
+        let row_bytes = row_blocks * format.info.block_bytes;
+        let zero = s.splat(0.0);
+        let mut sets = Vec::new();
+        let parts = weights.chunks(LANES * columns).zip(out.chunks_mut(LANES * row_bytes));
+        for (n, (weights, out)) in parts.enumerate() {
+            let base = base.map(|base| &base[n * LANES * row_bytes..][..out.len()]);
+            let count = weights.len() / columns;
+            let mut lanes = vec![zero; columns];
+            for (j, lanes) in lanes.iter_mut().enumerate() {
+                let mut column = [0.0; LANES];
+                for (value, row) in column.iter_mut().zip(weights.chunks_exact(columns)) {
+                    *value = row[j];
                 }
-                let mut errors = vec![zero; columns];
-                if let Some(shift) = &curvature.shift {
-                    for from in (0..columns).step_by(TOGETHER) {
-                        errors[from..from + TOGETHER].copy_from_slice(&weighted(s, &lanes, |k| {
-                            &shift[(from + k) * columns..][..columns]
-                        }));
-                    }
-                    for (lanes, shift) in lanes.iter_mut().zip(&mut errors) {
-                        *lanes = *lanes + *shift;
-                        *shift = zero;
-                    }
-                }
-                sets.push(Set::<F, S::F32> { count, base, out, weights: lanes, errors });
+                *lanes = s.load(&column);
             }
-            let mut work = Work { targets: [zero; MAX_BLOCK], codes: [zero; MAX_BLOCK] };
-            // A block of all rows before the next: they read the same part of the curvature.
-            for block in 0..row_blocks {
-                for set in &mut sets {
-                    aim::<S, F>(s, curvature, block, set, &mut work);
-                    settle::<S, F>(s, curvature, block, set, &mut work);
+            let mut errors = vec![zero; columns];
+            if let Some(shift) = &curvature.shift {
+                for from in (0..columns).step_by(TOGETHER) {
+                    errors[from..from + TOGETHER].copy_from_slice(&weighted(s, &lanes, |k| {
+                        &shift[(from + k) * columns..][..columns]
+                    }));
                 }
+                for (lanes, shift) in lanes.iter_mut().zip(&mut errors) {
+                    *lanes = *lanes + *shift;
+                    *shift = zero;
+                }
+            }
+            sets.push(Set { count, base, out, weights: lanes, errors });
+        }
+        let mut work = Work { targets: [zero; MAX_BLOCK], codes: [zero; MAX_BLOCK] };
+        // A block of all rows before the next: they read the same part of the curvature.
+        for block in 0..row_blocks {
+            for set in &mut sets {
+                aim(s, format, curvature, block, set, &mut work);
+                settle(s, format, curvature, block, set, &mut work);
             }
         }
     }
-
-    isa.run(Rows::<F> { weights, base: base.map(blocks), curvature, out: blocks_mut(out) });
 }
 
 /// Tries the scales of a block, and gives it the best with its codes.
 #[inline(always)]
-fn settle<S: Simd, F: Encode>(
+fn settle<S: Simd>(
     s: S,
+    format: Entries,
     curvature: &Curvature,
     block: usize,
-    set: &mut Set<'_, F, S::F32>,
+    set: &mut Set<'_, S::F32>,
     work: &mut Work<S::F32>,
 ) {
-    let first = block * F::WEIGHTS;
-    let row_blocks = curvature.columns / F::WEIGHTS;
-    let mut targets = vec![0.0; LANES * F::WEIGHTS];
-    for (j, lanes) in work.targets[..F::WEIGHTS].iter().enumerate() {
+    let (width, bytes) = (format.info.block_weights, format.info.block_bytes);
+    let first = block * width;
+    let row_bytes = curvature.columns / width * bytes;
+    let mut targets = vec![0.0; LANES * width];
+    for (j, lanes) in work.targets[..width].iter().enumerate() {
         for (r, &value) in lanes.to_array().iter().enumerate() {
-            targets[r * F::WEIGHTS + j] = value;
+            targets[r * width + j] = value;
         }
     }
-    let loss = curvature.loss[first..first + F::WEIGHTS].repeat(LANES);
-    let mut tries: Vec<Vec<F::Block>> = Vec::new();
+    let loss = curvature.loss[first..first + width].repeat(LANES);
+    // Sixteen blocks each.
+    let mut tries: Vec<Vec<u8>> = Vec::new();
     for shrink in SHRINK {
         let smaller: Vec<f32> = targets.iter().map(|target| target * shrink).collect();
         for importance in [None, Some(&loss[..])] {
-            if importance.is_some() && F::IMPORTANCE == Importance::Ignored {
+            if importance.is_some() && format.encoder.importance == Importance::Ignored {
                 continue;
             }
-            let mut blocks = empty::<F>();
-            F::encode(s, &smaller, importance, &mut blocks);
+            let mut blocks = vec![0; LANES * bytes];
+            (format.encoder.quantize)(format.isa, &smaller, importance, &mut blocks);
             tries.push(blocks);
         }
     }
     if let Some(base) = set.base {
-        let mut blocks = empty::<F>();
-        for (r, to) in blocks[..set.count].iter_mut().enumerate() {
-            copy::<F>(&base[r * row_blocks + block], to);
+        let mut blocks = vec![0; LANES * bytes];
+        for (to, row) in blocks.chunks_exact_mut(bytes).zip(base.chunks_exact(row_bytes)) {
+            to.copy_from_slice(&row[block * bytes..][..bytes]);
         }
         tries.push(blocks);
     }
 
-    let mut decoded = Codes::ZERO;
+    let mut decoded = [const { Codes::ZERO }; LANES];
     let mut least = s.splat(f32::INFINITY);
     let mut best = [0; LANES];
     let mut chosen = Grid { scales: [s.splat(0.0); GROUPS], mins: [s.splat(0.0); GROUPS] };
     for (n, blocks) in tries.iter().enumerate() {
-        let grid = grid::<S, F>(s, blocks, &mut decoded);
-        let lost = round::<S, F>(s, &grid, curvature, first, set, work);
+        (format.blocks.decode)(format.isa, blocks, &mut decoded);
+        let grid = grid(s, &decoded);
+        let lost = round(s, format, &grid, curvature, first, set, work);
         let better = lost.lt(least);
         let bits = S::F32::bits(better);
         for (r, best) in best.iter_mut().enumerate() {
@@ -260,47 +269,40 @@ fn settle<S: Simd, F: Encode>(
             }
         }
         least = S::F32::select(better, lost, least);
-        for g in 0..F::WEIGHTS / F::GROUP {
+        for g in 0..width / format.blocks.group {
             chosen.scales[g] = S::F32::select(better, grid.scales[g], chosen.scales[g]);
             chosen.mins[g] = S::F32::select(better, grid.mins[g], chosen.mins[g]);
         }
     }
-    round::<S, F>(s, &chosen, curvature, first, set, work);
+    round(s, format, &chosen, curvature, first, set, work);
 
     let mut codes = [[0; MAX_BLOCK]; LANES];
-    for (j, lanes) in work.codes[..F::WEIGHTS].iter().enumerate() {
+    for (j, lanes) in work.codes[..width].iter().enumerate() {
         for (codes, &code) in codes.iter_mut().zip(&lanes.to_bytes()) {
             codes[j] = code;
         }
     }
     for (r, codes) in codes[..set.count].iter().enumerate() {
-        let out = &mut set.out[r * row_blocks + block];
-        copy::<F>(&tries[best[r]][r], out);
-        F::recode(out, codes);
+        let out = &mut set.out[r * row_bytes + block * bytes..][..bytes];
+        out.copy_from_slice(&tries[best[r]][r * bytes..][..bytes]);
+        (format.recode)(out, codes);
     }
-}
-
-/// Blocks for sixteen rows.
-fn empty<F: Encode>() -> Vec<F::Block> {
-    (0..LANES).map(|_| F::Block::new_zeroed()).collect()
-}
-
-fn copy<F: Encode>(from: &F::Block, to: &mut F::Block) {
-    to.as_mut_bytes().copy_from_slice(from.as_bytes());
 }
 
 /// The targets of a block's weights: these, less what the errors before the block ask for.
 #[inline(always)]
-fn aim<S: Simd, F: Encode>(
+fn aim<S: Simd>(
     s: S,
+    format: Entries,
     curvature: &Curvature,
     block: usize,
-    set: &Set<'_, F, S::F32>,
+    set: &Set<'_, S::F32>,
     work: &mut Work<S::F32>,
 ) {
-    let first = block * F::WEIGHTS;
+    let width = format.info.block_weights;
+    let first = block * width;
     let errors = &set.errors[..first];
-    for from in (0..F::WEIGHTS).step_by(TOGETHER) {
+    for from in (0..width).step_by(TOGETHER) {
         let sums = weighted(s, errors, |k| curvature.feedback(first + from + k, 0, first));
         for (k, sum) in sums.into_iter().enumerate() {
             work.targets[from + k] = set.weights[first + from + k] - sum;
@@ -333,17 +335,14 @@ fn weighted<'a, S: Simd>(
 
 /// The scales of sixteen blocks.
 #[inline(always)]
-fn grid<S: Simd, F: Encode>(s: S, blocks: &[F::Block], decoded: &mut Codes) -> Grid<S::F32> {
-    let (mut scales, mut mins) = ([[0.0; LANES]; GROUPS], [[0.0; LANES]; GROUPS]);
-    for (r, block) in blocks.iter().enumerate() {
-        F::decode(s, block, decoded);
-        for g in 0..F::WEIGHTS / F::GROUP {
-            (scales[g][r], mins[g][r]) = (decoded.scales[g], decoded.mins[g]);
-        }
-    }
+fn grid<S: Simd>(s: S, blocks: &[Codes; LANES]) -> Grid<S::F32> {
     let mut grid = Grid { scales: [s.splat(0.0); GROUPS], mins: [s.splat(0.0); GROUPS] };
     for g in 0..GROUPS {
-        (grid.scales[g], grid.mins[g]) = (s.load(&scales[g]), s.load(&mins[g]));
+        let (mut scales, mut mins) = ([0.0; LANES], [0.0; LANES]);
+        for (r, block) in blocks.iter().enumerate() {
+            (scales[r], mins[r]) = (block.scales[g], block.mins[g]);
+        }
+        (grid.scales[g], grid.mins[g]) = (s.load(&scales), s.load(&mins));
     }
     grid
 }
@@ -351,22 +350,24 @@ fn grid<S: Simd, F: Encode>(s: S, blocks: &[F::Block], decoded: &mut Codes) -> G
 /// Rounds a block of sixteen rows on a grid; leaves codes and errors behind, and returns what that
 /// adds to the sum of the module's documentation.
 #[inline(always)]
-fn round<S: Simd, F: Encode>(
+fn round<S: Simd>(
     s: S,
+    format: Entries,
     grid: &Grid<S::F32>,
     curvature: &Curvature,
     first: usize,
-    set: &mut Set<'_, F, S::F32>,
+    set: &mut Set<'_, S::F32>,
     work: &mut Work<S::F32>,
 ) -> S::F32 {
+    let (width, group) = (format.info.block_weights, format.blocks.group);
     let (zero, one) = (s.splat(0.0), s.splat(1.0));
-    let lowest = s.splat(f32::from(F::MIN_CODE));
-    let highest = s.splat(f32::from(F::MAX_CODE));
+    let (lowest, highest) = format.blocks.code_range;
+    let (lowest, highest) = (s.splat(f32::from(lowest)), s.splat(f32::from(highest)));
     let mut loss = zero;
-    for g in 0..F::WEIGHTS / F::GROUP {
+    for g in 0..width / group {
         let (scale, min) = (grid.scales[g], grid.mins[g]);
         let inverse = S::F32::select(scale.eq(zero), zero, one / scale);
-        for j in g * F::GROUP..(g + 1) * F::GROUP {
+        for j in g * group..(g + 1) * group {
             let feedback = curvature.feedback(first + j, first, first + j);
             let mut sums = [zero; 2];
             let errors = &set.errors[first..first + j];

@@ -5,7 +5,6 @@
 //! [`Format::decode`], which turns a block into [`Codes`]; [`Encode`] is the way back. Rows,
 //! sizes and tests follow from these.
 
-use crate::compensate::{Compensate, compensate_blocks};
 use crate::isa::{Isa, Simd, half_to_single};
 use crate::product::{panels, rows, rows::Rows};
 use crate::row;
@@ -151,19 +150,28 @@ impl Half {
 
 type DequantizeRow = fn(Isa, &[u8], &mut [f32]);
 type QuantizeRow = fn(Isa, &[f32], Option<&[f32]>, &mut [u8]);
+/// Decodes as many blocks as there are places for.
+pub(crate) type DecodeBlocks = fn(Isa, &[u8], &mut [Codes]);
+/// See [`Encode::recode`]; of one block.
+pub(crate) type Recode = fn(&mut [u8], &[u8; MAX_BLOCK]);
 
 /// What the table knows of a type that holds weights.
 pub(crate) struct FormatInfo {
-    block_weights: usize,
-    block_bytes: usize,
+    pub(crate) block_weights: usize,
+    pub(crate) block_bytes: usize,
     pub(crate) dequantize: DequantizeRow,
-    pub(crate) changed_codes: fn(Isa, &[u8], &[u8]) -> usize,
-    pub(crate) product: Option<Product>,
+    /// None for single numbers.
+    pub(crate) blocks: Option<Blocks>,
     pub(crate) encoder: Option<Encoder>,
 }
 
-/// How a type of blocks is multiplied.
-pub(crate) struct Product {
+/// What lies in a block, and how blocks are multiplied.
+pub(crate) struct Blocks {
+    /// Weights that share a scale.
+    pub(crate) group: usize,
+    /// The lowest and the highest code.
+    pub(crate) code_range: (i8, i8),
+    pub(crate) decode: DecodeBlocks,
     pub(crate) rows: fn(Isa, Rows<'_>),
     pub(crate) panels: panels::Layout,
 }
@@ -171,8 +179,8 @@ pub(crate) struct Product {
 pub(crate) struct Encoder {
     pub(crate) importance: Importance,
     pub(crate) quantize: QuantizeRow,
-    /// None for single numbers, which lose too little to be made good.
-    pub(crate) compensate: Option<Compensate>,
+    /// None for single numbers.
+    pub(crate) recode: Option<Recode>,
 }
 
 impl FormatInfo {
@@ -181,8 +189,10 @@ impl FormatInfo {
             block_weights: F::WEIGHTS,
             block_bytes: size_of::<F::Block>(),
             dequantize: row::dequantize_blocks::<F>,
-            changed_codes: row::changed_codes_of_blocks::<F>,
-            product: Some(Product {
+            blocks: Some(Blocks {
+                group: F::GROUP,
+                code_range: (F::MIN_CODE, F::MAX_CODE),
+                decode: row::decode_blocks::<F>,
                 rows: rows::multiply_rows::<F>,
                 panels: panels::Layout {
                     group: F::GROUP,
@@ -198,7 +208,7 @@ impl FormatInfo {
         let encoder = Encoder {
             importance: F::IMPORTANCE,
             quantize: row::quantize_blocks::<F>,
-            compensate: Some(compensate_blocks::<F>),
+            recode: Some(row::recode_block::<F>),
         };
         FormatInfo { encoder: Some(encoder), ..FormatInfo::decodes::<F>() }
     }
@@ -208,12 +218,11 @@ impl FormatInfo {
             block_weights: 1,
             block_bytes: size_of::<F::Bits>(),
             dequantize: row::widen::<F>,
-            changed_codes: row::changed_numbers::<F>,
-            product: None,
+            blocks: None,
             encoder: Some(Encoder {
                 importance: Importance::Ignored,
                 quantize: row::narrow::<F>,
-                compensate: None,
+                recode: None,
             }),
         }
     }

@@ -78,16 +78,16 @@ pub fn multiply(
 ) -> Result<(), RowError> {
     let rows = check(ty, weights, x.columns(), x.tokens(), tokens, out)?;
     let info = ty.info().map_err(|_| RowError::NoWeights(ty))?;
-    let product = info.product.as_ref().ok_or(RowError::NotBlocks(ty))?;
+    let blocks = info.blocks.as_ref().ok_or(RowError::NotBlocks(ty))?;
     if rows == 0 || tokens.is_empty() {
         return Ok(());
     }
     let what = Rows { weights, x, tokens, out, stride: rows, ahead };
     match way {
-        Way::Few => (product.rows)(isa, what),
+        Way::Few => (blocks.rows)(isa, what),
         Way::Many => {
             let panel = scratch.panel.get_or_insert_with(|| Box::new(Panel::ZERO));
-            panels::multiply_panels(isa, product.panels, what, panel, &mut scratch.sums);
+            panels::multiply_panels(isa, blocks.panels, what, panel, &mut scratch.sums);
         }
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! Rows of blocks: the way from bytes to weights and back, the same for every format.
 
-use crate::format::{Codes, Encode, Float, Format, GgmlType};
+use crate::format::{Codes, Encode, Float, Format, GgmlType, MAX_BLOCK};
 use crate::isa::{Isa, Kernel, Simd};
 use zerocopy::FromBytes;
 
@@ -150,11 +150,32 @@ pub fn quantize_with(
 /// # Errors
 /// Where `ty` holds no weights, or the slices are not whole blocks of one length.
 pub fn changed_codes(ty: GgmlType, before: &[u8], after: &[u8]) -> Result<usize, RowError> {
+    /// Blocks that are decoded at a time: what a first cache holds.
+    const TOGETHER: usize = 32;
+
     let info = ty.info().map_err(|_| RowError::NoWeights(ty))?;
-    if before.len() != after.len() || !before.len().is_multiple_of(ty.block_bytes()) {
+    if before.len() != after.len() || !before.len().is_multiple_of(info.block_bytes) {
         return Err(RowError::Blocks { ty, before: before.len(), after: after.len() });
     }
-    Ok((info.changed_codes)(Isa::best(), before, after))
+    let Some(of_blocks) = &info.blocks else {
+        let numbers =
+            before.chunks_exact(info.block_bytes).zip(after.chunks_exact(info.block_bytes));
+        return Ok(numbers.filter(|(before, after)| before != after).count());
+    };
+    let mut decoded = [const { [const { Codes::ZERO }; TOGETHER] }; 2];
+    let mut changed = 0;
+    let together = TOGETHER * info.block_bytes;
+    for pair in before.chunks(together).zip(after.chunks(together)) {
+        for (bytes, codes) in [pair.0, pair.1].into_iter().zip(&mut decoded) {
+            (of_blocks.decode)(Isa::best(), bytes, codes);
+        }
+        let [before, after] = &decoded;
+        for (before, after) in before.iter().zip(after).take(pair.0.len() / info.block_bytes) {
+            let pairs = before.codes.iter().zip(&after.codes).take(info.block_weights);
+            changed += pairs.map(|(a, b)| u32::from(a != b)).sum::<u32>() as usize;
+        }
+    }
+    Ok(changed)
 }
 
 /// A tensor's bytes as blocks. The lengths were checked by the caller.
@@ -222,32 +243,27 @@ pub(crate) fn quantize_blocks<F: Encode>(
     isa.run(Row::<F>(weights, importance, blocks_mut(out)));
 }
 
-pub(crate) fn changed_codes_of_blocks<F: Format>(isa: Isa, before: &[u8], after: &[u8]) -> usize {
-    struct Pair<'a, F: Format>(&'a [F::Block], &'a [F::Block]);
+pub(crate) fn decode_blocks<F: Format>(isa: Isa, bytes: &[u8], out: &mut [Codes]) {
+    struct Of<'a, F: Format>(&'a [F::Block], &'a mut [Codes]);
 
-    impl<F: Format> Kernel for Pair<'_, F> {
-        type Output = usize;
+    impl<F: Format> Kernel for Of<'_, F> {
+        type Output = ();
 
         #[inline(always)]
-        fn run<S: Simd>(self, s: S) -> usize {
-            let (mut before, mut after) = (Codes::ZERO, Codes::ZERO);
-            let mut changed = 0;
-            for (block_before, block_after) in self.0.iter().zip(self.1) {
-                F::decode(s, block_before, &mut before);
-                F::decode(s, block_after, &mut after);
-                let pairs = before.codes[..F::WEIGHTS].iter().zip(&after.codes[..F::WEIGHTS]);
-                changed += pairs.map(|(a, b)| u32::from(a != b)).sum::<u32>() as usize;
+        fn run<S: Simd>(self, s: S) {
+            for (block, out) in self.0.iter().zip(self.1) {
+                F::decode(s, block, out);
             }
-            changed
         }
     }
 
-    isa.run(Pair::<F>(blocks(before), blocks(after)))
+    isa.run(Of::<F>(blocks(bytes), out));
 }
 
-pub(crate) fn changed_numbers<F: Float>(_: Isa, before: &[u8], after: &[u8]) -> usize {
-    let size = size_of::<F::Bits>();
-    before.chunks_exact(size).zip(after.chunks_exact(size)).filter(|(a, b)| a != b).count()
+/// See [`Encode::recode`].
+pub(crate) fn recode_block<F: Encode>(block: &mut [u8], codes: &[u8; MAX_BLOCK]) {
+    let [block] = blocks_mut(block) else { unreachable!("the bytes of one block") };
+    F::recode(block, codes);
 }
 
 pub(crate) fn widen<F: Float>(isa: Isa, bytes: &[u8], out: &mut [f32]) {

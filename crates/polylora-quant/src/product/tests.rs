@@ -193,7 +193,7 @@ fn codes_are_as_wide_as_their_format_says() {
     let portable = Isa::available()[0]; // It shifts all codes to unsigned ones.
     let mut random = Random(3);
     for ty in block_types() {
-        let layout = ty.info().ok().and_then(|info| info.product.as_ref()).unwrap().panels;
+        let layout = ty.info().ok().and_then(|info| info.blocks.as_ref()).unwrap().panels;
         let row_bytes = ty.row_bytes(SLAB).unwrap();
         let mut panel = Box::new(Panel::ZERO);
         let mut seen = [false; 256];
