@@ -245,6 +245,10 @@ pub const fn span(top: i32) -> usize {
 pub trait Kernel {
     /// What it returns.
     type Output;
+    /// Whether it multiplies bytes, by [`Simd::dot`] or [`Simd::tile`], or asks how
+    /// ([`Simd::TOP_CODE`]). What does not is the same for instruction sets that differ by nothing
+    /// else, and is compiled for one of them.
+    const MULTIPLIES_BYTES: bool = false;
     /// The code; mark it and what it calls `#[inline(always)]`, or it is compiled for the
     /// baseline CPU instead.
     fn run<S: Simd>(self, simd: S) -> Self::Output;

@@ -50,6 +50,9 @@ impl AvxVnni {
         fn compiled<K: Kernel>(simd: AvxVnni, kernel: K) -> K::Output {
             kernel.run(simd)
         }
+        if const { !K::MULTIPLIES_BYTES } {
+            return Eights::<false>(()).run(kernel);
+        }
         // SAFETY: `self` proves that the CPU has these features.
         unsafe { compiled(self, kernel) }
     }

@@ -96,6 +96,8 @@ pub(crate) fn decode_rows<F: Format>(
 
     impl<F: Format> Kernel for Of<'_, F> {
         type Output = ();
+        // It leaves codes as they are multiplied.
+        const MULTIPLIES_BYTES: bool = true;
 
         #[inline(always)]
         fn run<S: Simd>(self, s: S) {
@@ -157,6 +159,7 @@ struct Tiles<'a, 'b> {
 
 impl Kernel for Tiles<'_, '_> {
     type Output = ();
+    const MULTIPLIES_BYTES: bool = true;
 
     /// The same code for all formats, but for the width of groups and of codes.
     #[inline(always)]

@@ -37,6 +37,7 @@ pub(crate) fn multiply_rows<F: Format>(isa: Isa, rows: Rows<'_>) {
 
     impl<F: Format> Kernel for Of<'_, F> {
         type Output = ();
+        const MULTIPLIES_BYTES: bool = true;
 
         #[inline(always)]
         fn run<S: Simd>(self, s: S) {
