@@ -3,6 +3,7 @@
 
 mod bench;
 mod fidelity;
+mod isas;
 mod neon;
 mod python;
 mod real_model;
@@ -11,7 +12,6 @@ mod tidy;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use polylora::quant::Isa;
 use polylora::synthetic::{TINY_LLAMA, quantize_file};
 use std::path::{Path, PathBuf};
 
@@ -24,7 +24,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Print the instruction sets that this machine can run, one a line
+    /// Run the engine's tests on every instruction set that this machine has
     Isas,
     /// Check the invariants of ARCHITECTURE.md that a compiler does not
     Tidy,
@@ -40,7 +40,7 @@ enum Command {
     Fidelity(fidelity::Fidelity),
     /// Fetch SmolLM2-135M-Instruct once and run the tests that need it
     RealModel(real_model::RealModel),
-    /// Test the products and the engine on NEON, cross-compiled and emulated
+    /// Test the kernels on NEON, cross-compiled and emulated
     Neon(neon::Neon),
     /// Build the Python package, install it in an environment of its own, and test it there
     Python,
@@ -51,10 +51,7 @@ enum Command {
 fn main() -> Result<()> {
     let cli = Cli::parse();
     match cli.command {
-        Command::Isas => {
-            Isa::available().iter().for_each(|isa| println!("{}", isa.name()));
-            Ok(())
-        }
+        Command::Isas => isas::test(&root()),
         Command::Tidy => tidy::run(&root()),
         Command::Model { dir } => make_model(&dir).map(|_| ()),
         Command::Bench(command) => command.run(),

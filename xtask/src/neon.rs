@@ -12,6 +12,9 @@ pub(crate) struct Neon {
     /// it, where it cannot be had for the target
     #[arg(long, value_name = "FOLDER")]
     rust_src: Option<PathBuf>,
+    /// Test the engine, too: emulated, its tests take a quarter of an hour
+    #[arg(long)]
+    engine: bool,
 }
 
 const TARGET: &str = "aarch64-unknown-linux-gnu";
@@ -32,7 +35,10 @@ impl Neon {
         }
         let mut test = Command::new(env!("CARGO"));
         test.current_dir(root).arg("test").args(["--target", TARGET]);
-        test.args(["--package", "polylora-quant", "--package", "polylora-engine", "--tests"]);
+        test.args(["--package", "polylora-quant", "--tests"]);
+        if self.engine {
+            test.args(["--package", "polylora-engine"]);
+        }
         let variable = |name: &str| format!("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_{name}");
         test.env(variable("LINKER"), LINKER).env(variable("RUNNER"), RUNNER);
         // A test fails where this is not what runs.
