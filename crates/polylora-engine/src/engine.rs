@@ -11,7 +11,7 @@ use crate::rope::RopeTable;
 use crate::sequence::{Layout, PageCount, Sequence};
 use polylora_adapter::Adapter;
 use polylora_quant::product::Way;
-use polylora_quant::{GgmlType, Isa, dequantize_with, vector};
+use polylora_quant::{GgmlType, Isa, dequantize_with};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -336,23 +336,12 @@ impl Engine {
             pending = Some(layer.feed_forward_post_norm.as_ref());
         }
 
-        let head = [weights.head()];
-        let readers = if output == Output::Logits { &head[..] } else { &[] };
-        buffers.norm(&at.context, &model, &batch, pending, &weights.output_norm, readers);
-        if output == Output::HiddenStates {
-            out.extend_from_slice(&buffers.normed.values);
+        if output == Output::Logits {
+            buffers.logits(&at, &batch, pending, out);
             return;
         }
-        let start = out.len();
-        out.resize(start + batch.len() * head[0].rows, 0.0);
-        let logits = &mut out[start..];
-        buffers.normed.multiply(&at.context, &batch, &head, &[batch.all_rows()], logits);
-        if description.logit_scale != 1.0 {
-            logits.iter_mut().for_each(|logit| *logit *= description.logit_scale);
-        }
-        if let Some(cap) = description.logit_cap {
-            vector::soft_cap(at.context.isa, logits, cap);
-        }
+        buffers.norm(&at.context, &model, &batch, pending, &weights.output_norm, &[]);
+        out.extend_from_slice(&buffers.normed.values);
     }
 
     /// Makes room for the positions that the sequences have come to.

@@ -123,6 +123,29 @@ impl Buffers {
         feed_forward::down(&at.context, batch, weights, routes, &mut self.inner, &mut self.branch);
     }
 
+    /// Appends what comes after the last layer: logits, `(rows, vocabulary)`.
+    pub(crate) fn logits(
+        &mut self,
+        at: &At<'_>,
+        batch: &Batch,
+        pending: Pending<'_>,
+        out: &mut Vec<f32>,
+    ) {
+        let (description, weights) = (&at.model.description, &at.model.weights);
+        let head = [weights.head()];
+        self.norm(&at.context, at.model, batch, pending, &weights.output_norm, &head);
+        let start = out.len();
+        out.resize(start + batch.len() * head[0].rows, 0.0);
+        let logits = &mut out[start..];
+        self.normed.multiply(&at.context, batch, &head, &[batch.all_rows()], logits);
+        if description.logit_scale != 1.0 {
+            logits.iter_mut().for_each(|logit| *logit *= description.logit_scale);
+        }
+        if let Some(cap) = description.logit_cap {
+            vector::soft_cap(at.context.isa, logits, cap);
+        }
+    }
+
     /// Adds the branch, where there is one, to the residual, and makes the norm of that ready for
     /// the products of `readers`.
     pub(crate) fn norm(

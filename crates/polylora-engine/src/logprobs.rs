@@ -36,6 +36,19 @@ impl<'a> LogProbs<'a> {
         candidates.into_iter().map(|c| (c.token, self.log_prob(c))).collect()
     }
 
+    /// The Kullback-Leibler divergence `KL(P || Q)` of another distribution Q of the same tokens from
+    /// this one, in nats: `sum of P_i (p_i - q_i) + log_sum(q) - log_sum(p)` of the logits.
+    pub fn divergence_of(&self, q: &LogProbs<'_>) -> f64 {
+        let terms = self.logits.iter().zip(q.logits).map(|(&p, &q)| {
+            let (p, q) = (f64::from(p), f64::from(q));
+            let probability = f64::from(((p - self.log_sum) as f32).exp());
+            // Where a token is impossible, 0 * inf would spoil the sum.
+            if probability == 0.0 { 0.0 } else { probability * (p - q) }
+        });
+        // Rounding may leave it a little below zero.
+        (terms.sum::<f64>() + q.log_sum - self.log_sum).max(0.0)
+    }
+
     fn log_prob(&self, candidate: Candidate) -> f32 {
         (f64::from(candidate.logit) - self.log_sum) as f32
     }
@@ -67,5 +80,18 @@ mod tests {
         assert!((f64::from(LogProbs::new(&wide).of(0)) - exact).abs() < 1e-7);
         assert_eq!(LogProbs::new(&[f32::INFINITY, 0.0]).of(0), 0.0);
         assert_eq!(LogProbs::new(&[]).top(1), []);
+    }
+
+    #[test]
+    fn divergence_is_of_the_other_from_this_one() {
+        let (p, q) = ([0.0, 0.0], [0.0, 3f32.ln()]);
+        let forth = LogProbs::new(&p).divergence_of(&LogProbs::new(&q));
+        // 1/2 ln((1/2) / (1/4)) + 1/2 ln((1/2) / (3/4))
+        assert!((forth - (0.5 * 2f64.ln() + 0.5 * (2.0f64 / 3.0).ln())).abs() < 1e-7, "{forth}");
+        let back = LogProbs::new(&q).divergence_of(&LogProbs::new(&p));
+        assert!((forth - back).abs() > 0.01);
+        let impossible = [0.0, f32::NEG_INFINITY];
+        let it = LogProbs::new(&impossible);
+        assert_eq!(it.divergence_of(&it), 0.0);
     }
 }

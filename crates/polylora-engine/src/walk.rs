@@ -249,6 +249,26 @@ impl Engine {
         };
     }
 
+    /// What the model makes of a batch of texts that are through it: logits, `(tokens, vocabulary)`.
+    ///
+    /// # Panics
+    /// Where there is no such batch, or the texts have not come so far.
+    pub fn walked_logits(
+        &mut self,
+        walk: &Walk,
+        batch: usize,
+        adapters: &[Arc<LoadedAdapter>],
+    ) -> Vec<f32> {
+        assert!(walk.is_through(), "the texts are through the model");
+        let together = &walk.batches[batch];
+        let batch = together.batch(adapters);
+        let (at, buffers) = self.enter(walk);
+        together.load(walk.stage, buffers);
+        let mut logits = Vec::new();
+        buffers.logits(&at, &batch, None, &mut logits);
+        logits
+    }
+
     /// The layer that a walk has come to.
     fn enter<'a>(&'a mut self, walk: &'a Walk) -> (At<'a>, &'a mut Buffers) {
         let (at, buffers) = self.begin(&walk.model);

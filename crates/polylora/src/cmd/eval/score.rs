@@ -1,35 +1,14 @@
 //! What logits say of a text, and of another model's logits. The figures are those of
 //! llama-perplexity.
 
+use polylora_engine::LogProbs;
 use rayon::prelude::*;
 use serde::Serialize;
 
-/// The logarithm of the sum of the exponentials of logits, and the first of the largest.
-struct Normalizer {
-    log_sum: f64,
-    top: usize,
-}
-
-impl Normalizer {
-    fn new(logits: &[f32]) -> Normalizer {
-        let mut top = 0;
-        for (token, &logit) in logits.iter().enumerate() {
-            if logit > logits[top] {
-                top = token;
-            }
-        }
-        let max = logits[top];
-        let sum: f64 = logits.iter().map(|&logit| f64::from((logit - max).exp())).sum();
-        Normalizer { log_sum: f64::from(max) + sum.ln(), top }
-    }
-}
-
 /// How much a model was surprised by each token, in nats.
 pub(super) fn surprise(rows: &[&[f32]], next: &[u32]) -> Vec<f64> {
-    let scored = rows
-        .par_iter()
-        .zip(next)
-        .map(|(row, &token)| Normalizer::new(row).log_sum - f64::from(row[token as usize]));
+    let scored =
+        rows.par_iter().zip(next).map(|(row, &token)| -f64::from(LogProbs::new(row).of(token)));
     scored.collect()
 }
 
@@ -46,25 +25,17 @@ pub(super) struct Compared {
 /// Compares the logits of a model with those of a reference, position by position.
 pub(super) fn compare(rows: &[&[f32]], reference: &[&[f32]], next: &[u32]) -> Vec<Compared> {
     let pairs = rows.par_iter().zip(reference).zip(next);
-    pairs.map(|((q, p), &token)| compare_one(q, p, token as usize)).collect()
+    pairs.map(|((q, p), &token)| compare_one(q, p, token)).collect()
 }
 
-/// `KL(P || Q) = sum of P_i (p_i - q_i) + log_sum(q) - log_sum(p)`
-fn compare_one(q: &[f32], p: &[f32], token: usize) -> Compared {
-    let (of_q, of_p) = (Normalizer::new(q), Normalizer::new(p));
-    let terms = p.iter().zip(q).map(|(&p, &q)| {
-        let (p, q) = (f64::from(p), f64::from(q));
-        let probability = f64::from(((p - of_p.log_sum) as f32).exp());
-        // Where a token is impossible, 0 * inf would spoil the sum.
-        if probability == 0.0 { 0.0 } else { probability * (p - q) }
-    });
-    let sum: f64 = terms.sum();
+fn compare_one(q: &[f32], p: &[f32], token: u32) -> Compared {
+    let (q, p) = (LogProbs::new(q), LogProbs::new(p));
+    let top = |of: &LogProbs<'_>| of.top(1).first().map(|&(token, _)| token);
     Compared {
-        surprise: of_q.log_sum - f64::from(q[token]),
-        reference_surprise: of_p.log_sum - f64::from(p[token]),
-        // Rounding may leave it a little below zero.
-        divergence: (sum + of_q.log_sum - of_p.log_sum).max(0.0),
-        same_top: of_q.top == of_p.top,
+        surprise: -f64::from(q.of(token)),
+        reference_surprise: -f64::from(p.of(token)),
+        divergence: p.divergence_of(&q),
+        same_top: top(&q) == top(&p),
     }
 }
 
@@ -171,8 +142,6 @@ mod tests {
         let row: Vec<f32> = (0..1000).map(|i| (i as f32 * 0.37).sin() * 9.0).collect();
         let at = compare_one(&row, &row, 5);
         assert!(at.divergence == 0.0 && at.same_top);
-        let impossible = [0.0, f32::NEG_INFINITY];
-        assert_eq!(compare_one(&impossible, &impossible, 0).divergence, 0.0);
     }
 
     #[test]
