@@ -1,6 +1,7 @@
 //! The invariants of ARCHITECTURE.md that a compiler does not check.
 
 use anyhow::{Context, Result, bail};
+use polylora::quant::{GgmlType, Importance};
 use regex_lite::Regex;
 use std::path::{Path, PathBuf};
 
@@ -25,13 +26,14 @@ const UNSAFE: &[&str] = &[
 ];
 
 /// Where a format's name may stand besides its own file: the table, the policies that are lists
-/// of formats by nature (llama.cpp's mixtures), and what stores floats by definition.
+/// of formats by nature (llama.cpp's mixtures, what a budget may choose), and what stores floats by definition.
 const FORMAT_NAMES: &[&str] = &[
     "crates/polylora-quant/src/format.rs",
     "crates/polylora-quant/src/format/",
     "crates/polylora-quant/src/lib.rs",
     "crates/polylora-quant/src/row.rs",
     "crates/polylora-adapter/src/mixture",
+    "crates/polylora-calibrate/src/budget.rs",
 ];
 
 /// A source file seldom needs more; data and tests aside.
@@ -224,6 +226,10 @@ fn check_documents(root: &Path, faults: &mut Vec<String>) -> Result<()> {
             faults.push(format!("README.md: lacks `{command}`"));
         }
     }
+    let types = types();
+    if !readme.contains(&types) {
+        faults.push(format!("README.md: lacks the table's line `{types}`"));
+    }
     // Links from one document to another file of the repository.
     let link = Regex::new(r"\]\(([^)#:]+)\)").expect("it is constant");
     for name in ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md"] {
@@ -235,4 +241,20 @@ fn check_documents(root: &Path, faults: &mut Vec<String>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The line of the README's table that tells the types of weights.
+fn types() -> String {
+    let weights = || GgmlType::ALL.iter().filter(|ty| ty.decodes());
+    let names =
+        |types: Vec<&GgmlType>| types.into_iter().map(|ty| ty.name()).collect::<Vec<_>>().join(" ");
+    let written = weights().all(|ty| ty.encodes().is_some());
+    assert!(written, "what cannot be written needs a line of its own");
+    let needs = |ty: &&GgmlType| ty.encodes() == Some(Importance::Required);
+    format!(
+        "| tensor types, read and written | {}: decoded bit for bit and encoded byte for byte as ggml \
+         does, with importance and without, which {} need |",
+        names(weights().collect()),
+        names(weights().filter(needs).collect()),
+    )
 }

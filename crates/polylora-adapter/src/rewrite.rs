@@ -70,7 +70,8 @@ impl Output<'_> {
         by_rows.into_values().max().unwrap_or(0)
     }
 
-    fn columns(&self) -> usize {
+    /// Weights in a row.
+    pub fn columns(&self) -> usize {
         self.shape.last().copied().unwrap_or(1)
     }
 
@@ -79,8 +80,14 @@ impl Output<'_> {
         self.shape.iter().rev().skip(1).product()
     }
 
-    fn bytes(&self) -> u64 {
-        self.ty.row_bytes(self.columns()).unwrap_or(0) as u64 * self.rows() as u64
+    /// Bytes that it takes as a type; zero where its rows are not whole blocks of that.
+    pub fn bytes_as(&self, ty: GgmlType) -> u64 {
+        ty.row_bytes(self.columns()).unwrap_or(0) as u64 * self.rows() as u64
+    }
+
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes_as(self.ty)
     }
 
     /// Refuses a type that cannot be written here.
@@ -94,7 +101,7 @@ impl Output<'_> {
             return Err(PlanError::NoWeights { tensor: self.name.clone(), ty: source.ty });
         }
         if self.ty.encodes().is_none() {
-            return Err(PlanError::NoEncoder {
+            return Err(PlanError::NotForWeights {
                 tensor: self.name.clone(),
                 ty: self.ty,
                 choices: encodable(self.columns()),
@@ -122,15 +129,15 @@ fn encodable(columns: usize) -> String {
 /// Why a plan cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
-    /// The type has a decoder only.
+    /// The type asked for is one of whole numbers.
     #[error(
-        "tensor {tensor} cannot be written as {ty}, which has no encoder yet; its rows can be \
+        "tensor {tensor} cannot be written as {ty}, which does not hold weights; its rows can be \
          {choices} (merge --type TYPE, or --type {tensor}=TYPE for this one)"
     )]
-    NoEncoder {
+    NotForWeights {
         /// The tensor.
         tensor: String,
-        /// The type asked for, or its own.
+        /// The type asked for.
         ty: GgmlType,
         /// The types that would do.
         choices: String,
@@ -240,7 +247,7 @@ impl<'a> Plan<'a> {
     /// Gives tensor `i` of `base` the type `types[i]`.
     ///
     /// # Errors
-    /// Where a type has no encoder or does not fit a tensor.
+    /// Where a type holds no weights or does not fit a tensor.
     pub fn quantize(
         base: &'a Gguf,
         types: &[GgmlType],

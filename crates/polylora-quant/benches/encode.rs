@@ -61,7 +61,10 @@ fn main() {
         }
         print!("{ty:8}");
         for isa in Isa::available() {
-            print!("{:12.0}", rate(isa, ty, &weights, None));
+            match kind {
+                Importance::Required => print!("{:>12}", "-"),
+                _ => print!("{:12.0}", rate(isa, ty, &weights, None)),
+            }
             match kind {
                 Importance::Ignored => print!("{:>12}", "-"),
                 _ => print!("{:12.0}", rate(isa, ty, &weights, Some(&importance))),

@@ -13,10 +13,12 @@
 //! Of each block several scales are tried: those that the format's encoder finds for the target, with
 //! `D` as importance and without, for the target made a little smaller, and those that the weights came
 //! with. The one that leaves the least of the sum above stays. A format has a part in this by its
-//! `decode`, its `encode`, and `recode`, which puts other codes under the scales of a block.
+//! `decode`, its `encode`, and `recode`, which puts other codes under the scales of a block. Formats
+//! whose codes come in runs out of a codebook have no `recode`: of their blocks the best stays as it was
+//! encoded, and what it loses goes to the blocks after it.
 
 use crate::format::{
-    Blocks, Codes, Encoder, FormatInfo, GgmlType, Importance, MAX_BLOCK, MIN_GROUP, Recode,
+    Blocks, Codes, Encoder, FormatInfo, GgmlType, Importance, MAX_BLOCK, MIN_GROUP,
 };
 use crate::isa::{Isa, Kernel, LANES, Lanes, Simd};
 use crate::row::{RowError, check_length};
@@ -93,7 +95,7 @@ pub fn quantize_compensated(
     out: &mut [u8],
 ) -> Result<(), RowError> {
     let info = ty.info().map_err(|_| RowError::NoWeights(ty))?;
-    let encoder = info.encoder.as_ref().ok_or(RowError::NoEncoder(ty))?;
+    let encoder = &info.encoder;
     check_length(ty, weights.len(), out.len())?;
     if let Some(base) = base {
         check_length(ty, weights.len(), base.len())?;
@@ -102,12 +104,12 @@ pub fn quantize_compensated(
     if !weights.len().is_multiple_of(columns) || !columns.is_multiple_of(ty.block_weights()) {
         return Err(RowError::Importance { weights: weights.len(), importance: columns });
     }
-    let (Some(blocks), Some(recode)) = (&info.blocks, encoder.recode) else {
+    let Some(blocks) = &info.blocks else {
         // Single numbers lose too little to be made good.
         (encoder.quantize)(isa, weights, None, out);
         return Ok(());
     };
-    let format = Entries { isa, info, blocks, encoder, recode };
+    let format = Entries { isa, info, blocks, encoder };
     isa.run(Rows { format, weights, base, curvature, out });
     Ok(())
 }
@@ -120,7 +122,6 @@ struct Entries {
     info: &'static FormatInfo,
     blocks: &'static Blocks,
     encoder: &'static Encoder,
-    recode: Recode,
 }
 
 /// By how much targets are scaled before their scales are sought: smaller ones round the many better,
@@ -134,6 +135,8 @@ const GROUPS: usize = MAX_BLOCK / MIN_GROUP;
 struct Grid<V> {
     scales: [V; GROUPS],
     mins: [V; GROUPS],
+    /// Their codes, one vector a weight, where these cannot be chosen.
+    fixed: Option<Box<[V; MAX_BLOCK]>>,
 }
 
 /// Sixteen rows that are worked on side by side; fewer are filled up with zeros.
@@ -237,8 +240,10 @@ fn settle<S: Simd>(
     for shrink in SHRINK {
         let smaller: Vec<f32> = targets.iter().map(|target| target * shrink).collect();
         for importance in [None, Some(&loss[..])] {
-            if importance.is_some() && format.encoder.importance == Importance::Ignored {
-                continue;
+            match format.encoder.importance {
+                Importance::Ignored if importance.is_some() => continue,
+                Importance::Required if importance.is_none() => continue,
+                _ => {}
             }
             let mut blocks = vec![0; LANES * bytes];
             (format.encoder.quantize)(format.isa, &smaller, importance, &mut blocks);
@@ -256,10 +261,11 @@ fn settle<S: Simd>(
     let mut decoded = [const { Codes::ZERO }; LANES];
     let mut least = s.splat(f32::INFINITY);
     let mut best = [0; LANES];
-    let mut chosen = Grid { scales: [s.splat(0.0); GROUPS], mins: [s.splat(0.0); GROUPS] };
+    let mut chosen: Grid<S::F32> = Grid::new(s, format);
     for (n, blocks) in tries.iter().enumerate() {
         (format.blocks.decode)(format.isa, blocks, &mut decoded);
-        let grid = grid(s, &decoded);
+        let mut grid = Grid::new(s, format);
+        grid.load(s, width, &decoded);
         let lost = round(s, format, &grid, curvature, first, set, work);
         let better = lost.lt(least);
         let bits = S::F32::bits(better);
@@ -273,6 +279,11 @@ fn settle<S: Simd>(
             chosen.scales[g] = S::F32::select(better, grid.scales[g], chosen.scales[g]);
             chosen.mins[g] = S::F32::select(better, grid.mins[g], chosen.mins[g]);
         }
+        if let (Some(chosen), Some(fixed)) = (&mut chosen.fixed, &grid.fixed) {
+            for (chosen, &code) in chosen[..width].iter_mut().zip(&fixed[..width]) {
+                *chosen = S::F32::select(better, code, *chosen);
+            }
+        }
     }
     round(s, format, &chosen, curvature, first, set, work);
 
@@ -285,7 +296,9 @@ fn settle<S: Simd>(
     for (r, codes) in codes[..set.count].iter().enumerate() {
         let out = &mut set.out[r * row_bytes + block * bytes..][..bytes];
         out.copy_from_slice(&tries[best[r]][r * bytes..][..bytes]);
-        (format.recode)(out, codes);
+        if let Some(chosen) = format.encoder.codes {
+            (chosen.recode)(out, codes);
+        }
     }
 }
 
@@ -333,18 +346,34 @@ fn weighted<'a, S: Simd>(
     sums
 }
 
-/// The scales of sixteen blocks.
-#[inline(always)]
-fn grid<S: Simd>(s: S, blocks: &[Codes; LANES]) -> Grid<S::F32> {
-    let mut grid = Grid { scales: [s.splat(0.0); GROUPS], mins: [s.splat(0.0); GROUPS] };
-    for g in 0..GROUPS {
-        let (mut scales, mut mins) = ([0.0; LANES], [0.0; LANES]);
-        for (r, block) in blocks.iter().enumerate() {
-            (scales[r], mins[r]) = (block.scales[g], block.mins[g]);
-        }
-        (grid.scales[g], grid.mins[g]) = (s.load(&scales), s.load(&mins));
+impl<V: Lanes> Grid<V> {
+    #[inline(always)]
+    fn new<S: Simd<F32 = V>>(s: S, format: Entries) -> Grid<V> {
+        let zero = s.splat(0.0);
+        let is_fixed = format.encoder.codes.is_none();
+        let fixed = is_fixed.then(|| Box::new([zero; MAX_BLOCK]));
+        Grid { scales: [zero; GROUPS], mins: [zero; GROUPS], fixed }
     }
-    grid
+
+    /// What lies in sixteen blocks.
+    #[inline(always)]
+    fn load<S: Simd<F32 = V>>(&mut self, s: S, width: usize, blocks: &[Codes; LANES]) {
+        for g in 0..GROUPS {
+            let (mut scales, mut mins) = ([0.0; LANES], [0.0; LANES]);
+            for (r, block) in blocks.iter().enumerate() {
+                (scales[r], mins[r]) = (block.scales[g], block.mins[g]);
+            }
+            (self.scales[g], self.mins[g]) = (s.load(&scales), s.load(&mins));
+        }
+        let Some(fixed) = &mut self.fixed else { return };
+        for (j, lanes) in fixed[..width].iter_mut().enumerate() {
+            let mut codes = [0; LANES];
+            for (code, block) in codes.iter_mut().zip(blocks) {
+                *code = block.codes[j];
+            }
+            *lanes = s.load_whole(&codes);
+        }
+    }
 }
 
 /// Rounds a block of sixteen rows on a grid; leaves codes and errors behind, and returns what that
@@ -361,6 +390,7 @@ fn round<S: Simd>(
 ) -> S::F32 {
     let (width, group) = (format.info.block_weights, format.blocks.group);
     let (zero, one) = (s.splat(0.0), s.splat(1.0));
+    let levels = format.encoder.codes.map_or(&[][..], |codes| codes.levels);
     let (lowest, highest) = format.blocks.code_range;
     let (lowest, highest) = (s.splat(f32::from(lowest)), s.splat(f32::from(highest)));
     let mut loss = zero;
@@ -382,8 +412,11 @@ fn round<S: Simd>(
                 sums[0] = error.mul_add(s.splat(feedback), sums[0]);
             }
             let target = work.targets[j] - (sums[0] + sums[1]);
-            // Bounded first, for what has no scale may be infinite.
-            let code = s.nearest(((target + min) * inverse).max(lowest).min(highest));
+            let code = match &grid.fixed {
+                Some(codes) => codes[j],
+                // Bounded first, for what has no scale may be infinite.
+                None => nearest(s, levels, ((target + min) * inverse).max(lowest).min(highest)),
+            };
             let value = scale * code - min;
             work.codes[j] = code - lowest;
             set.errors[first + j] = value - set.weights[first + j];
@@ -392,4 +425,16 @@ fn round<S: Simd>(
         }
     }
     loss
+}
+
+/// The nearest code of those there are; of all whole numbers, where none are named.
+#[inline(always)]
+fn nearest<S: Simd>(s: S, levels: &[i8], x: S::F32) -> S::F32 {
+    let [lowest, ..] = levels else { return s.nearest(x) };
+    let mut code = s.splat(f32::from(*lowest));
+    for pair in levels.windows(2) {
+        let middle = (f32::from(pair[0]) + f32::from(pair[1])) / 2.0;
+        code = S::F32::select(s.splat(middle).le(x), s.splat(f32::from(pair[1])), code);
+    }
+    code
 }

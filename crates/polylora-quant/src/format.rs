@@ -18,6 +18,7 @@ mod codes;
 mod columns;
 mod eight_groups;
 pub mod floats;
+mod iq4;
 mod search;
 pub mod short_block;
 mod slab;
@@ -98,6 +99,13 @@ pub trait Encode: Format {
         importance: Option<&[f32]>,
         out: &mut [Self::Block],
     );
+}
+
+/// A format whose codes can be chosen one by one, whatever the others are.
+pub trait Recode: Encode {
+    /// The codes there are, ascending, where they are not all whole numbers from
+    /// [`MIN_CODE`](Format::MIN_CODE) to [`MAX_CODE`](Format::MAX_CODE); else none.
+    const LEVELS: &'static [i8] = &[];
 
     /// Gives a block other codes, [`MIN_CODE`](Format::MIN_CODE) taken off each; its scales stay.
     fn recode(block: &mut Self::Block, codes: &[u8; MAX_BLOCK]);
@@ -121,6 +129,8 @@ pub enum Importance {
     Ignored,
     /// Used where there is one.
     Used,
+    /// Without it, a format of so few bits would be of no use: ggml refuses, and so do we.
+    Required,
 }
 
 /// A number in IEEE half precision, as blocks hold it.
@@ -152,8 +162,6 @@ type DequantizeRow = fn(Isa, &[u8], &mut [f32]);
 type QuantizeRow = fn(Isa, &[f32], Option<&[f32]>, &mut [u8]);
 /// Decodes as many blocks as there are places for.
 pub(crate) type DecodeBlocks = fn(Isa, &[u8], &mut [Codes]);
-/// See [`Encode::recode`]; of one block.
-pub(crate) type Recode = fn(&mut [u8], &[u8; MAX_BLOCK]);
 
 /// What the table knows of a type that holds weights.
 pub(crate) struct FormatInfo {
@@ -162,7 +170,7 @@ pub(crate) struct FormatInfo {
     pub(crate) dequantize: DequantizeRow,
     /// None for single numbers.
     pub(crate) blocks: Option<Blocks>,
-    pub(crate) encoder: Option<Encoder>,
+    pub(crate) encoder: Encoder,
 }
 
 /// What lies in a block, and how blocks are multiplied.
@@ -176,15 +184,23 @@ pub(crate) struct Blocks {
     pub(crate) panels: panels::Layout,
 }
 
+/// See [`Recode`].
+#[derive(Clone, Copy)]
+pub(crate) struct ChosenCodes {
+    pub(crate) levels: &'static [i8],
+    /// Of one block.
+    pub(crate) recode: fn(&mut [u8], &[u8; MAX_BLOCK]),
+}
+
 pub(crate) struct Encoder {
     pub(crate) importance: Importance,
     pub(crate) quantize: QuantizeRow,
-    /// None for single numbers.
-    pub(crate) recode: Option<Recode>,
+    /// Where codes can be chosen one by one.
+    pub(crate) codes: Option<ChosenCodes>,
 }
 
 impl FormatInfo {
-    const fn decodes<F: Format>() -> FormatInfo {
+    const fn encodes<F: Encode>() -> FormatInfo {
         FormatInfo {
             block_weights: F::WEIGHTS,
             block_bytes: size_of::<F::Block>(),
@@ -200,17 +216,19 @@ impl FormatInfo {
                     decode: panels::decode_rows::<F>,
                 },
             }),
-            encoder: None,
+            encoder: Encoder {
+                importance: F::IMPORTANCE,
+                quantize: row::quantize_blocks::<F>,
+                codes: None,
+            },
         }
     }
 
-    const fn encodes<F: Encode>() -> FormatInfo {
-        let encoder = Encoder {
-            importance: F::IMPORTANCE,
-            quantize: row::quantize_blocks::<F>,
-            recode: Some(row::recode_block::<F>),
-        };
-        FormatInfo { encoder: Some(encoder), ..FormatInfo::decodes::<F>() }
+    const fn recodes<F: Recode>() -> FormatInfo {
+        let FormatInfo { encoder, .. } = FormatInfo::encodes::<F>();
+        let codes = ChosenCodes { levels: F::LEVELS, recode: row::recode_block::<F> };
+        let encoder = Encoder { codes: Some(codes), ..encoder };
+        FormatInfo { encoder, ..FormatInfo::encodes::<F>() }
     }
 
     const fn float<F: Float>() -> FormatInfo {
@@ -219,17 +237,18 @@ impl FormatInfo {
             block_bytes: size_of::<F::Bits>(),
             dequantize: row::widen::<F>,
             blocks: None,
-            encoder: Some(Encoder {
+            encoder: Encoder {
                 importance: Importance::Ignored,
                 quantize: row::narrow::<F>,
-                recode: None,
-            }),
+                codes: None,
+            },
         }
     }
 }
 
 /// One row for each type: its ggml id, its name, and then, for the types of blocks, the file, the
-/// format in it and whether it also encodes; for numbers that are no weights, their size in bytes.
+/// format in it and what it is, [`Encode`] (`encodes`) or even [`Recode`] (`recodes`); for numbers
+/// that are no weights, their size in bytes.
 macro_rules! formats {
     (
         floats { $($float_id:literal $float:ident;)* }
@@ -295,33 +314,33 @@ formats! {
         30 BF16;
     }
     blocks {
-        2 Q4_0 q4_0::Q4_0 encodes;
-        3 Q4_1 q4_1::Q4_1 encodes;
-        6 Q5_0 q5_0::Q5_0 encodes;
-        7 Q5_1 q5_1::Q5_1 encodes;
-        8 Q8_0 q8_0::Q8_0 encodes;
-        9 Q8_1 q8_1::Q8_1 encodes;
-        10 Q2_K q2_k::Q2K encodes;
-        11 Q3_K q3_k::Q3K encodes;
-        12 Q4_K q4_k::Q4K encodes;
-        13 Q5_K q5_k::Q5K encodes;
-        14 Q6_K q6_k::Q6K encodes;
-        15 Q8_K q8_k::Q8K encodes;
-        16 IQ2_XXS iq2_xxs::IQ2XXS decodes;
-        17 IQ2_XS iq2_xs::IQ2XS decodes;
-        18 IQ3_XXS iq3_xxs::IQ3XXS decodes;
-        19 IQ1_S iq1_s::IQ1S decodes;
-        20 IQ4_NL iq4_nl::IQ4NL decodes;
-        21 IQ3_S iq3_s::IQ3S decodes;
-        22 IQ2_S iq2_s::IQ2S decodes;
-        23 IQ4_XS iq4_xs::IQ4XS decodes;
-        29 IQ1_M iq1_m::IQ1M decodes;
-        34 TQ1_0 tq1_0::TQ1_0 decodes;
-        35 TQ2_0 tq2_0::TQ2_0 decodes;
-        39 MXFP4 mxfp4::MXFP4 decodes;
-        40 NVFP4 nvfp4::NVFP4 decodes;
-        41 Q1_0 q1_0::Q1_0 decodes;
-        42 Q2_0 q2_0::Q2_0 decodes;
+        2 Q4_0 q4_0::Q4_0 recodes;
+        3 Q4_1 q4_1::Q4_1 recodes;
+        6 Q5_0 q5_0::Q5_0 recodes;
+        7 Q5_1 q5_1::Q5_1 recodes;
+        8 Q8_0 q8_0::Q8_0 recodes;
+        9 Q8_1 q8_1::Q8_1 recodes;
+        10 Q2_K q2_k::Q2K recodes;
+        11 Q3_K q3_k::Q3K recodes;
+        12 Q4_K q4_k::Q4K recodes;
+        13 Q5_K q5_k::Q5K recodes;
+        14 Q6_K q6_k::Q6K recodes;
+        15 Q8_K q8_k::Q8K recodes;
+        16 IQ2_XXS iq2_xxs::IQ2XXS encodes;
+        17 IQ2_XS iq2_xs::IQ2XS encodes;
+        18 IQ3_XXS iq3_xxs::IQ3XXS encodes;
+        19 IQ1_S iq1_s::IQ1S encodes;
+        20 IQ4_NL iq4_nl::IQ4NL recodes;
+        21 IQ3_S iq3_s::IQ3S encodes;
+        22 IQ2_S iq2_s::IQ2S encodes;
+        23 IQ4_XS iq4_xs::IQ4XS recodes;
+        29 IQ1_M iq1_m::IQ1M encodes;
+        34 TQ1_0 tq1_0::TQ1_0 recodes;
+        35 TQ2_0 tq2_0::TQ2_0 recodes;
+        39 MXFP4 mxfp4::MXFP4 recodes;
+        40 NVFP4 nvfp4::NVFP4 recodes;
+        41 Q1_0 q1_0::Q1_0 recodes;
+        42 Q2_0 q2_0::Q2_0 recodes;
     }
     plain {
         24 I8 1;
@@ -385,8 +404,8 @@ impl GgmlType {
     /// Whether and how it can be written: [`crate::quantize`] takes it where this is `Some`.
     pub const fn encodes(self) -> Option<Importance> {
         match self.info() {
-            Ok(FormatInfo { encoder: Some(encoder), .. }) => Some(encoder.importance),
-            _ => None,
+            Ok(info) => Some(info.encoder.importance),
+            Err(_) => None,
         }
     }
 }

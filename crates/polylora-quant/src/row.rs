@@ -1,6 +1,6 @@
 //! Rows of blocks: the way from bytes to weights and back, the same for every format.
 
-use crate::format::{Codes, Encode, Float, Format, GgmlType, MAX_BLOCK};
+use crate::format::{Codes, Encode, Float, Format, GgmlType, Importance, MAX_BLOCK, Recode};
 use crate::isa::{Isa, Kernel, Simd};
 use zerocopy::FromBytes;
 
@@ -10,9 +10,9 @@ pub enum RowError {
     /// Integers and doubles are not decoded.
     #[error("{0} does not hold weights")]
     NoWeights(GgmlType),
-    /// The format has no encoder.
-    #[error("{0} cannot be encoded yet")]
-    NoEncoder(GgmlType),
+    /// The format is of no use without importances.
+    #[error("{0} cannot be encoded without importances")]
+    NeedsImportance(GgmlType),
     /// Not whole blocks, or bytes and weights of different count.
     #[error("{weights} weights of {ty} do not take {bytes} bytes")]
     Length {
@@ -113,7 +113,7 @@ pub fn dequantize_with(
 /// [`GgmlType::encodes`] for what a type does with it.
 ///
 /// # Errors
-/// Where `ty` has no encoder, or a length does not fit. Weights that are not finite encode to
+/// Where `ty` holds no weights or needs importance, or a length does not fit. Weights that are not finite encode to
 /// something, as in ggml; ask before.
 pub fn quantize(
     ty: GgmlType,
@@ -133,14 +133,18 @@ pub fn quantize_with(
     out: &mut [u8],
 ) -> Result<(), RowError> {
     let info = ty.info().map_err(|_| RowError::NoWeights(ty))?;
-    let encoder = info.encoder.as_ref().ok_or(RowError::NoEncoder(ty))?;
     check_length(ty, weights.len(), out.len())?;
-    if let Some(importance) = importance
-        && importance.len() != weights.len()
-    {
-        return Err(RowError::Importance { weights: weights.len(), importance: importance.len() });
+    match importance {
+        None if info.encoder.importance == Importance::Required => {
+            return Err(RowError::NeedsImportance(ty));
+        }
+        Some(importance) if importance.len() != weights.len() => {
+            let (weights, importance) = (weights.len(), importance.len());
+            return Err(RowError::Importance { weights, importance });
+        }
+        _ => {}
     }
-    (encoder.quantize)(isa, weights, importance, out);
+    (info.encoder.quantize)(isa, weights, importance, out);
     Ok(())
 }
 
@@ -260,8 +264,8 @@ pub(crate) fn decode_blocks<F: Format>(isa: Isa, bytes: &[u8], out: &mut [Codes]
     isa.run(Of::<F>(blocks(bytes), out));
 }
 
-/// See [`Encode::recode`].
-pub(crate) fn recode_block<F: Encode>(block: &mut [u8], codes: &[u8; MAX_BLOCK]) {
+/// See [`Recode::recode`].
+pub(crate) fn recode_block<F: Recode>(block: &mut [u8], codes: &[u8; MAX_BLOCK]) {
     let [block] = blocks_mut(block) else { unreachable!("the bytes of one block") };
     F::recode(block, codes);
 }

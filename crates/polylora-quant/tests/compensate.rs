@@ -1,7 +1,7 @@
 //! Rounding with error feedback: what it is for, and what it must not do.
 
 use polylora_quant::compensate::{Curvature, quantize_compensated};
-use polylora_quant::{GgmlType, Isa, RowError, dequantize, quantize_with};
+use polylora_quant::{GgmlType, Importance, Isa, RowError, dequantize, quantize_with};
 
 const COLUMNS: usize = 512;
 /// Not a multiple of the rows that are worked on side by side.
@@ -9,7 +9,7 @@ const ROWS: usize = 19;
 
 /// The types that round.
 fn types() -> impl Iterator<Item = GgmlType> {
-    let rounds = |ty: &GgmlType| ty.encodes().is_some() && ty.block_weights() > 1;
+    let rounds = |ty: &GgmlType| ty.decodes() && ty.block_weights() > 1;
     GgmlType::ALL.iter().copied().filter(rounds)
 }
 
@@ -85,7 +85,9 @@ fn identity() -> Vec<f64> {
 
 fn plain(isa: Isa, ty: GgmlType, weights: &[f32]) -> Vec<u8> {
     let mut bytes = vec![0; ty.row_bytes(weights.len()).unwrap()];
-    quantize_with(isa, ty, weights, None, &mut bytes).unwrap();
+    let alike = vec![1.0; weights.len()];
+    let needs_it = ty.encodes() == Some(Importance::Required);
+    quantize_with(isa, ty, weights, needs_it.then_some(&alike[..]), &mut bytes).unwrap();
     bytes
 }
 
@@ -111,8 +113,11 @@ fn what_is_read_comes_out_better_in_every_type_on_every_instruction_set() {
             loss(ty, &compensated(isa, ty, &weights, None, &curvature), &weights, &moments)
         });
         let with: Vec<f64> = with.collect();
+        // Where codes come in runs out of a codebook, feedback goes from block to block alone.
+        let runs = ["IQ1", "IQ2", "IQ3"].iter().any(|name| ty.name().starts_with(name));
+        let most = if runs { 0.9 } else { 0.5 };
         for loss in &with {
-            assert!(*loss < 0.5 * without, "{ty}: {loss} of {without}");
+            assert!(*loss < most * without, "{ty}: {loss} of {without}");
             // They fuse products and sums, or do not: a tie here and there goes another way.
             assert!((loss / with[0] - 1.0).abs() < 0.05, "{ty}: {with:?}");
         }
@@ -177,6 +182,6 @@ fn lengths_that_do_not_fit_are_refused() {
     assert!(quantize(ty, &weights, None, &mut out[1..]).is_err());
     assert!(quantize(ty, &weights, Some(&[0; 18]), &mut out).is_err());
     assert!(quantize(ty, &weights[..32], None, &mut out[..18]).is_err());
-    let refused = quantize(GgmlType::IQ2_XXS, &weights, None, &mut out);
-    assert!(matches!(refused, Err(RowError::NoEncoder(_))));
+    let refused = quantize(GgmlType::I32, &weights, None, &mut out);
+    assert_eq!(refused, Err(RowError::NoWeights(GgmlType::I32)));
 }

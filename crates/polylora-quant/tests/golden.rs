@@ -113,9 +113,6 @@ fn decodes_bit_for_bit() {
 #[test]
 fn encodes_byte_for_byte() {
     for_each_pair(|ty, isa, file, (quantized, _, with_importance)| {
-        if ty.encodes().is_none() {
-            return Ok(());
-        }
         let input = floats(file, "input").ok_or("no input")?;
         let importance = floats(file, "imatrix").ok_or("no importance")?;
         let importance = with_importance.then_some(&importance[..]);

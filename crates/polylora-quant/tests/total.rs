@@ -109,22 +109,13 @@ fn lengths_that_do_not_fit_are_errors() {
         for (weights, bytes) in misfits {
             let error = Err(RowError::Length { ty, weights, bytes });
             assert_eq!(dequantize(ty, &vec![0; bytes], &mut vec![0.0; weights]), error);
-            if ty.encodes().is_some() {
-                assert_eq!(quantize(ty, &vec![0.0; weights], None, &mut vec![0; bytes]), error);
-            }
+            assert_eq!(quantize(ty, &vec![0.0; weights], None, &mut vec![0; bytes]), error);
         }
-        if ty.encodes().is_some() {
-            let (row, mut out) = (vec![0.0; weights], vec![0; size]);
-            assert_eq!(
-                quantize(ty, &row, Some(&row[1..]), &mut out),
-                Err(RowError::Importance { weights, importance: weights - 1 }),
-            );
-        } else {
-            assert_eq!(
-                quantize(ty, &vec![0.0; weights], None, &mut vec![0; size]),
-                Err(RowError::NoEncoder(ty)),
-            );
-        }
+        let (row, mut out) = (vec![0.0; weights], vec![0; size]);
+        assert_eq!(
+            quantize(ty, &row, Some(&row[1..]), &mut out),
+            Err(RowError::Importance { weights, importance: weights - 1 }),
+        );
         assert!(changed_codes(ty, &vec![0; size], &vec![0; 2 * size]).is_err(), "{ty}");
     }
 }

@@ -397,8 +397,10 @@ fn wrong_use_is_exit_code_2() {
 fn a_type_that_cannot_be_written_names_what_can() {
     let folder = Folder::new();
     let merge = ["merge", "base.gguf", "--adapter", "adapter", "-o", "out.gguf", "--type"];
-    let message = folder.fails(1, &[&merge[..], &["iq3_xxs"]].concat());
-    says(&message, &["IQ3_XXS", "no encoder", "q4_k"]);
+    let message = folder.fails(1, &[&merge[..], &["i32"]].concat());
+    says(&message, &["I32", "does not hold weights", "q4_k"]);
+    let message = folder.fails(1, &[&merge[..], &["iq2_xxs"]].concat());
+    says(&message, &["IQ2_XXS", "--imatrix", "--calibrate", "--type"]);
     let message = folder.fails(1, &[&merge[..], &["attn_x=q8_0"]].concat());
     says(&message, &["attn_x", "no tensor"]);
 }

@@ -8,7 +8,7 @@ use crate::report::{Report, TensorReport};
 use polylora_file::{GgufWriter, Tensor, WriteOptions};
 use polylora_quant::compensate::{Curvature, quantize_compensated};
 use polylora_quant::isa::LANES;
-use polylora_quant::{Isa, changed_codes};
+use polylora_quant::{Importance, Isa, changed_codes};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -75,6 +75,18 @@ pub enum RewriteError {
         /// The rows that were in hand.
         rows: Range<usize>,
     },
+    /// The type is of no use without importances, and none are there.
+    #[error(
+        "tensor {tensor} cannot be written as {ty} without an importance matrix: give one with \
+         --imatrix (polylora imatrix MODEL.gguf -o imatrix.gguf makes one), or merge with \
+         --calibrate; other types do without (--type {tensor}=TYPE)"
+    )]
+    NeedsImportance {
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        ty: polylora_quant::GgmlType,
+    },
     /// There is nothing to write with feedback.
     #[error("tensor {0} is not one that changes")]
     NotChanged(String),
@@ -97,6 +109,9 @@ impl<'p> Plan<'p> {
         options: WriteOptions,
         observer: &dyn Observer,
     ) -> Result<Report, RewriteError> {
+        for output in self.touched() {
+            output.check_importance()?;
+        }
         self.begin(out, options)?.finish(observer)
     }
 
@@ -188,6 +203,7 @@ impl Writing<'_, '_> {
             let sums = match self.done.remove(&index) {
                 Some(sums) => sums,
                 None => {
+                    output.check_importance()?;
                     let row_bytes =
                         output.ty.row_bytes(output.columns()).expect("checked by the plan");
                     Transform::new(output).write(None, observer, &|rows, written| {
@@ -200,6 +216,16 @@ impl Writing<'_, '_> {
         }
         let files: Vec<PathBuf> = self.writer.finish()?;
         Ok(Report::new(self.plan, files, tensors))
+    }
+}
+
+impl Output<'_> {
+    /// Refuses what would be written without the importances that its type needs.
+    fn check_importance(&self) -> Result<(), RewriteError> {
+        if self.ty.encodes() == Some(Importance::Required) && self.importance.is_none() {
+            return Err(RewriteError::NeedsImportance { tensor: self.name.clone(), ty: self.ty });
+        }
+        Ok(())
     }
 }
 

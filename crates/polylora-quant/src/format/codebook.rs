@@ -5,7 +5,12 @@
 //! apart. [`grids`] holds them packed, one level number a weight; here they become bytes, at
 //! compile time.
 
+use crate::isa::nearest_int;
+
 mod grids;
+pub(super) mod magnitudes;
+pub(super) mod neighbours;
+pub(super) mod ternary;
 
 /// The grid of IQ1_S and IQ1_M times eight, so that their shift of an eighth is a whole code.
 pub(super) static IQ1: [[i8; 8]; 2048] = spread(&grids::IQ1, &[-8, 0, 8]);
@@ -32,6 +37,26 @@ pub(super) const IQ4: [i8; 16] =
 /// The sixteen values of E2M1 (a sign, two bits of exponent, one of mantissa), doubled to be
 /// whole: the codes of MXFP4 and NVFP4. OCP Microscaling Formats 1.0, section 5.3.3.
 pub(super) const FP4: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// The values of [`FP4`], ascending.
+pub(super) const FP4_LEVELS: [i8; 15] = [-12, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 12];
+
+/// The numbers in [`FP4`] of values, of each of which the lowest is taken off.
+#[inline(always)]
+pub(super) fn fp4_numbers<const N: usize>(values: &[u8; N]) -> [u8; N] {
+    /// By the value less the lowest.
+    const NUMBERS: [u8; 25] = {
+        let mut numbers = [0; 25];
+        let mut number = 16;
+        // Zero is written as the first of its two numbers.
+        while number > 0 {
+            number -= 1;
+            numbers[(FP4[number] - FP4_LEVELS[0]) as usize] = number as u8;
+        }
+        numbers
+    };
+    values.map(|value| NUMBERS.get(usize::from(value)).copied().unwrap_or(0))
+}
 
 /// Entries of `W` level numbers, the first lowest, as `W` codes.
 const fn spread<const W: usize, const N: usize>(packed: &[u16; N], levels: &[i8]) -> [[i8; W]; N] {
@@ -77,6 +102,17 @@ pub(super) fn even_signs(seven: u32) -> u8 {
     let seven = seven as u8 & 0x7f;
     let odd = seven.count_ones() as u8 & 1;
     seven | odd << 7
+}
+
+/// Seven of each eight signs of 32 weights, for [`even_signs`].
+#[inline(always)]
+pub(super) fn four_times_seven(signs: &[u8; 4]) -> u32 {
+    signs.iter().rev().fold(0, |bits, &eight| bits << 7 | u32::from(eight & 0x7f))
+}
+
+/// The code for which `d * (2 * code + 1)` is nearest to `scale`, up to `top`.
+pub(super) fn scale_code(scale: f32, d: f32, top: i32) -> u8 {
+    nearest_int(0.5 * (1.0 / d * scale - 1.0)).clamp(0, top) as u8
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Weights to codes where the scale is known: along a block, not across blocks.
 
+use super::codebook::FP4;
 use crate::isa::{LANES, Lanes, Simd};
 
 /// `round(inverse * (x - base))`, kept in `0..=top`.
@@ -70,6 +71,29 @@ pub(super) fn around_over<S: Simd>(s: S, x: &[f32], scale: f32, half: f32, out: 
     for (x, out) in x.as_chunks::<LANES>().0.iter().zip(out.as_chunks_mut::<LANES>().0) {
         let code = s.nearest_int(s.load(x) / scale).max(lowest).min(highest);
         *out = (code + shift).to_bytes();
+    }
+}
+
+/// The number of the code in [`FP4`] that times `scale` is nearest to `x`, of two the one nearer to
+/// zero; 0 for NaN.
+///
+/// Far beyond the highest code the distance to two or more can be the same, when rounded; then ggml
+/// takes the first. Hence distances, as there, and not bounds between the codes.
+#[inline(always)]
+pub(super) fn nearest_fp4<S: Simd>(s: S, x: &[f32], scale: f32, out: &mut [u8]) {
+    let (zero, scale) = (s.splat(0.0), s.splat(scale));
+    for (x, out) in x.as_chunks::<LANES>().0.iter().zip(out.as_chunks_mut::<LANES>().0) {
+        let x = s.load(x);
+        let (mut number, mut distance) = (zero, x.abs());
+        for n in 1..8u8 {
+            let value = s.splat(f32::from(FP4[usize::from(n)])) * scale;
+            let other = (value - x.abs()).abs();
+            number = S::F32::select(other.lt(distance), s.splat(f32::from(n)), number);
+            distance = other.min(distance);
+        }
+        // The negative codes are in the second half; -0 is not among them.
+        let negative = x.lt(zero) & zero.lt(number);
+        *out = S::F32::select(negative, number + s.splat(8.0), number).to_bytes();
     }
 }
 

@@ -12,8 +12,10 @@
 //! weight = d * (0.5 + scale) * 0.25 * ±grid[index]
 //! ```
 
+use super::codebook::magnitudes::{self, Fit, Magnitudes, nibbles};
+use super::codebook::neighbours::{self, Grid};
 use super::codebook::{IQ2_S, signed};
-use super::{Codes, Format, Half};
+use super::{Codes, Encode, Format, Half, Importance};
 use crate::isa::Simd;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -51,5 +53,50 @@ impl Format for IQ2S {
             let index = usize::from(block.qs[r]) | usize::from(high) << 8;
             *run = signed(IQ2_S[index], block.signs[r]);
         }
+    }
+}
+
+impl Magnitudes<8, 16> for IQ2S {
+    const LEVELS: u8 = 3;
+    const STEPS: i8 = 9;
+    const STEP: f32 = 0.1;
+    const TEMPER: f32 = 2.0;
+    const TINY: f32 = 1e-8;
+    const EVEN_SIGNS: bool = false;
+    const CORRECTION: f32 = 0.9875;
+    const CLEARS: bool = false;
+
+    #[inline(always)]
+    fn grid() -> &'static Grid<8> {
+        &neighbours::IQ2_S
+    }
+
+    #[inline(always)]
+    fn plain_importance<S: Simd>(s: S, x: S::F32, mean_square: S::F32) -> S::F32 {
+        s.splat(0.25) * mean_square + x * x
+    }
+
+    fn block(fit: &Fit) -> Block {
+        let mut block = Block {
+            d: fit.d,
+            qs: [0; 32],
+            signs: fit.signs,
+            qh: [0; 8],
+            scales: nibbles(&fit.scales),
+        };
+        for (r, (q, index)) in block.qs.iter_mut().zip(fit.runs).enumerate() {
+            *q = index as u8;
+            block.qh[r / 4] |= (index >> 8 << (2 * (r % 4))) as u8;
+        }
+        block
+    }
+}
+
+impl Encode for IQ2S {
+    const IMPORTANCE: Importance = Importance::Used;
+
+    #[inline(always)]
+    fn encode<S: Simd>(s: S, weights: &[f32], importance: Option<&[f32]>, out: &mut [Block]) {
+        magnitudes::encode::<S, IQ2S, 8, 16>(s, weights, importance, out);
     }
 }

@@ -12,8 +12,11 @@
 //! weight = d * (0.5 + scale) * 0.25 * ±grid[index]
 //! ```
 
+use super::codebook::magnitudes::{self, Fit, Magnitudes, nibbles};
+use super::codebook::neighbours::{self, Grid};
 use super::codebook::{IQ2_XS, even_signs, signed};
-use super::{Codes, Format, Half};
+use super::search::TINY;
+use super::{Codes, Encode, Format, Half, Importance};
 use crate::isa::Simd;
 use zerocopy::little_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -49,5 +52,38 @@ impl Format for IQ2XS {
             let q = q.get();
             *run = signed(IQ2_XS[usize::from(q & 511)], even_signs(u32::from(q >> 9)));
         }
+    }
+}
+
+impl Magnitudes<8, 16> for IQ2XS {
+    const LEVELS: u8 = 3;
+    const STEPS: i8 = 9;
+    const STEP: f32 = 0.1;
+    const TEMPER: f32 = 1.0;
+    const TINY: f32 = TINY;
+    const EVEN_SIGNS: bool = true;
+    const CORRECTION: f32 = 1.0;
+    const CLEARS: bool = true;
+
+    #[inline(always)]
+    fn grid() -> &'static Grid<8> {
+        &neighbours::IQ2_XS
+    }
+
+    fn block(fit: &Fit) -> Block {
+        let mut qs = [U16::ZERO; 32];
+        for (q, (index, signs)) in qs.iter_mut().zip(fit.runs.iter().zip(&fit.signs)) {
+            q.set(index | u16::from(*signs) << 9);
+        }
+        Block { d: fit.d, qs, scales: nibbles(&fit.scales) }
+    }
+}
+
+impl Encode for IQ2XS {
+    const IMPORTANCE: Importance = Importance::Required;
+
+    #[inline(always)]
+    fn encode<S: Simd>(s: S, weights: &[f32], importance: Option<&[f32]>, out: &mut [Block]) {
+        magnitudes::encode::<S, IQ2XS, 8, 16>(s, weights, importance, out);
     }
 }

@@ -13,8 +13,10 @@
 //! weight = d * (0.5 + scale) * 0.5 * ±grid[index]
 //! ```
 
-use super::codebook::{IQ3_XXS, even_signs, signed};
-use super::{Codes, Format, Half};
+use super::codebook::magnitudes::{self, Fit, Magnitudes};
+use super::codebook::neighbours::{self, Grid};
+use super::codebook::{IQ3_XXS, even_signs, four_times_seven, signed};
+use super::{Codes, Encode, Format, Half, Importance};
 use crate::isa::Simd;
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -52,5 +54,40 @@ impl Format for IQ3XXS {
                 *run = signed(IQ3_XXS[usize::from(index)], signs >> (4 * (r % 2)));
             }
         }
+    }
+}
+
+impl Magnitudes<4, 32> for IQ3XXS {
+    const LEVELS: u8 = 8;
+    const STEPS: i8 = 15;
+    const STEP: f32 = 0.2;
+    const TEMPER: f32 = 2.0;
+    const TINY: f32 = 1e-8;
+    const EVEN_SIGNS: bool = true;
+    const CORRECTION: f32 = 1.0125;
+    const CLEARS: bool = true;
+
+    #[inline(always)]
+    fn grid() -> &'static Grid<4> {
+        &neighbours::IQ3_XXS
+    }
+
+    fn block(fit: &Fit) -> Block {
+        let mut signs_and_scale = [U32::ZERO; 8];
+        for (g, (word, signs)) in
+            signs_and_scale.iter_mut().zip(fit.signs.as_chunks().0).enumerate()
+        {
+            word.set(four_times_seven(signs) | u32::from(fit.scales[g]) << 28);
+        }
+        Block { d: fit.d, qs: fit.runs.map(|index| index as u8), signs_and_scale }
+    }
+}
+
+impl Encode for IQ3XXS {
+    const IMPORTANCE: Importance = Importance::Used;
+
+    #[inline(always)]
+    fn encode<S: Simd>(s: S, weights: &[f32], importance: Option<&[f32]>, out: &mut [Block]) {
+        magnitudes::encode::<S, IQ3XXS, 4, 32>(s, weights, importance, out);
     }
 }

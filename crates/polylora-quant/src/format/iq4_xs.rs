@@ -12,13 +12,20 @@
 //! ```
 
 use super::codebook::IQ4;
-use super::{Codes, Format, Half};
-use crate::isa::{Bytes, LANES, Lanes, Simd};
+use super::columns::columns;
+use super::iq4::{self, GROUP};
+use super::search::temper;
+use super::short_block::low_bits;
+use super::superblock::{BATCH, WEIGHTS, mean_squares};
+use super::{Codes, Encode, Format, Half, Importance, MAX_BLOCK, Recode};
+use crate::isa::{Bytes, LANES, Lanes, Simd, nearest_int};
 use zerocopy::little_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute};
 
 /// The format.
 pub enum IQ4XS {}
+
+const GROUPS: usize = WEIGHTS / GROUP;
 
 /// See the picture above.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -32,8 +39,8 @@ pub struct Block {
 
 impl Format for IQ4XS {
     type Block = Block;
-    const WEIGHTS: usize = 256;
-    const GROUP: usize = 32;
+    const WEIGHTS: usize = WEIGHTS;
+    const GROUP: usize = GROUP;
     const MIN_CODE: i8 = -127;
     const MAX_CODE: i8 = 113;
 
@@ -56,4 +63,98 @@ impl Format for IQ4XS {
             s.nibbles(qs).look_up(&IQ4).store(codes);
         }
     }
+}
+
+impl Block {
+    /// `scales` have 32 added.
+    #[inline(always)]
+    fn new(d: Half, scales: [u8; GROUPS], qs: [u8; 128]) -> Block {
+        let (mut high, mut low) = (0, [0; GROUPS / 2]);
+        for (g, scale) in scales.into_iter().enumerate() {
+            high |= u16::from(scale >> 4) << (2 * g);
+            low[g / 2] |= (scale & 15) << (4 * (g % 2));
+        }
+        Block { d, scales_h: U16::new(high), scales_l: low, qs }
+    }
+}
+
+impl Encode for IQ4XS {
+    const IMPORTANCE: Importance = Importance::Used;
+
+    #[inline(always)]
+    fn encode<S: Simd>(s: S, weights: &[f32], importance: Option<&[f32]>, out: &mut [Block]) {
+        const STEP: usize = BATCH * WEIGHTS;
+        for (n, (weights, out)) in weights.chunks(STEP).zip(out.chunks_mut(BATCH)).enumerate() {
+            let importance = importance.map(|all| &all[n * STEP..][..weights.len()]);
+            let scales = search(s, weights, importance);
+            let (scales, _) = scales.as_flattened().as_chunks::<GROUPS>();
+            let (blocks, _) = weights.as_chunks::<WEIGHTS>();
+            for ((x, scales), out) in blocks.iter().zip(scales).zip(out) {
+                *out = finish(s, x, scales);
+            }
+        }
+    }
+}
+
+impl Recode for IQ4XS {
+    const LEVELS: &'static [i8] = &IQ4;
+
+    #[inline(always)]
+    fn recode(block: &mut Block, codes: &[u8; MAX_BLOCK]) {
+        for (codes, qs) in codes.as_chunks().0.iter().zip(block.qs.as_chunks_mut().0) {
+            *qs = low_bits(&iq4::numbers(codes));
+        }
+    }
+}
+
+/// The scale of every group of a batch, in order.
+#[inline(always)]
+fn search<S: Simd>(
+    s: S,
+    weights: &[f32],
+    importance: Option<&[f32]>,
+) -> [[f32; LANES]; BATCH * GROUPS / LANES] {
+    const SET: usize = LANES * GROUP;
+    let mean_squares = match importance {
+        None => [0.0; BATCH],
+        Some(_) => mean_squares(weights, 1.0),
+    };
+    let mut scales = [[0.0; LANES]; BATCH * GROUPS / LANES];
+    for (n, (weights, scales)) in weights.chunks(SET).zip(&mut scales).enumerate() {
+        let x = columns::<S, GROUP>(s, weights);
+        let w = match importance {
+            None => iq4::squares(&x),
+            Some(importance) => {
+                let mut w = columns(s, &importance[n * SET..][..weights.len()]);
+                let first = n * SET / WEIGHTS;
+                // Doubled last, as in ggml.
+                let (a, b) = (2.0 * mean_squares[first], 2.0 * mean_squares[first + 1]);
+                temper(&mut w, &x, s.by_eight(a, b));
+                w
+            }
+        };
+        *scales = iq4::scale(s, &x, &w).to_array();
+    }
+    scales
+}
+
+/// Rounds the scales of a superblock, and finds its codes.
+#[inline(always)]
+fn finish<S: Simd>(s: S, x: &[f32; WEIGHTS], scales: &[f32; GROUPS]) -> Block {
+    let mut farthest = 0.0_f32;
+    for &scale in scales {
+        farthest = if scale.abs() > farthest.abs() { scale } else { farthest };
+    }
+    let d = -farthest / 32.0;
+    let steps = if d != 0.0 { 1.0 / d } else { 0.0 };
+    let mut rounded = [0; GROUPS];
+    let mut qs = [0; WEIGHTS / 2];
+    for (g, (x, qs)) in x.as_chunks().0.iter().zip(qs.as_chunks_mut().0).enumerate() {
+        let scale = nearest_int(steps * scales[g]).clamp(-32, 31);
+        rounded[g] = (scale + 32) as u8;
+        let scale = d * scale as f32;
+        let inverse = if scale != 0.0 { 1.0 / scale } else { 0.0 };
+        *qs = low_bits(&iq4::codes(s, x, inverse));
+    }
+    Block::new(Half::new(d), rounded, qs)
 }

@@ -11,7 +11,7 @@
 
 use super::search::Tries;
 use super::superblock::{self, Superblock};
-use super::{Codes, Encode, Format, Half, Importance, MAX_BLOCK};
+use super::{Codes, Encode, Format, Half, Importance, MAX_BLOCK, Recode};
 use crate::isa::{Bytes, Lanes, Simd};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -105,7 +105,9 @@ impl Encode for Q2K {
     fn encode<S: Simd>(s: S, weights: &[f32], importance: Option<&[f32]>, out: &mut [Block]) {
         superblock::encode::<S, Q2K, GROUPS, 16>(s, weights, importance, out);
     }
+}
 
+impl Recode for Q2K {
     #[inline(always)]
     fn recode(block: &mut Block, codes: &[u8; MAX_BLOCK]) {
         block.qs = two_bits(codes);

@@ -13,9 +13,9 @@
 
 use super::columns::{columns, runs};
 use super::q2_k::two_bits;
-use super::search::{TINY, nearest_between, signed_scale, temper};
+use super::search::{TINY, farthest, nearest_between, signed_scale, temper};
 use super::superblock::{BATCH, WEIGHTS, mean_squares};
-use super::{Codes, Encode, Format, Half, Importance, MAX_BLOCK, codes};
+use super::{Codes, Encode, Format, Half, Importance, MAX_BLOCK, Recode, codes};
 use crate::isa::{Bytes, Lanes, Simd, nearest_int};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -105,7 +105,9 @@ impl Encode for Q3K {
             }
         }
     }
+}
 
+impl Recode for Q3K {
     #[inline(always)]
     fn recode(block: &mut Block, codes: &[u8; MAX_BLOCK]) {
         (block.hmask, block.qs) = (high_bits(codes), two_bits(codes));
@@ -225,12 +227,7 @@ fn fit<S: Simd>(s: S, x: &[[S::F32; GROUP]; SETS]) -> ([S::F32; SETS], [[S::F32;
     let (mut sum_xl, mut sum_l2) = ([zero; SETS], [zero; SETS]);
     let mut empty = [zero.lt(zero); SETS];
     for k in 0..SETS {
-        let (mut farthest, mut magnitude) = (zero, zero);
-        for &x in &x[k] {
-            let farther = magnitude.lt(x.abs());
-            magnitude = S::F32::select(farther, x.abs(), magnitude);
-            farthest = S::F32::select(farther, x, farthest);
-        }
+        let (farthest, magnitude) = farthest(s, &x[k]);
         empty[k] = magnitude.lt(s.splat(TINY));
         let inverse = lowest / farthest;
         for i in 0..GROUP {

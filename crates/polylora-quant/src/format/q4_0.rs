@@ -7,7 +7,7 @@
 //! ```
 
 use super::short_block::{FewBits, ShortBlock, WEIGHTS, encode_signed, low_bits};
-use super::{Encode, Half, Importance, MAX_BLOCK};
+use super::{Encode, Half, Importance, MAX_BLOCK, Recode};
 use crate::isa::{Bytes, Simd};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -54,7 +54,9 @@ impl Encode for Q4_0 {
     fn encode<S: Simd>(s: S, weights: &[f32], importance: Option<&[f32]>, out: &mut [Block]) {
         encode_signed::<S, Q4_0>(s, weights, importance, out);
     }
+}
 
+impl Recode for Q4_0 {
     #[inline(always)]
     fn recode(block: &mut Block, codes: &[u8; MAX_BLOCK]) {
         block.qs = low_bits(&codes.as_chunks().0[0]);

@@ -7,7 +7,7 @@
 //! ```
 
 use super::short_block::{FewBits, ShortBlock, WEIGHTS, encode_affine, low_bits};
-use super::{Encode, Half, Importance, MAX_BLOCK};
+use super::{Encode, Half, Importance, MAX_BLOCK, Recode};
 use crate::isa::Simd;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -60,7 +60,9 @@ impl Encode for Q4_1 {
     fn encode<S: Simd>(s: S, weights: &[f32], importance: Option<&[f32]>, out: &mut [Block]) {
         encode_affine::<S, Q4_1>(s, weights, importance, out);
     }
+}
 
+impl Recode for Q4_1 {
     #[inline(always)]
     fn recode(block: &mut Block, codes: &[u8; MAX_BLOCK]) {
         block.qs = low_bits(&codes.as_chunks().0[0]);

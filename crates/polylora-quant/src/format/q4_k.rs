@@ -11,7 +11,7 @@
 use super::eight_groups::{self, Header};
 use super::search::Tries;
 use super::superblock::{self, Superblock};
-use super::{Codes, Encode, Format, Importance, MAX_BLOCK};
+use super::{Codes, Encode, Format, Importance, MAX_BLOCK, Recode};
 use crate::isa::{Bytes, Simd};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -87,7 +87,9 @@ impl Encode for Q4K {
     fn encode<S: Simd>(s: S, weights: &[f32], importance: Option<&[f32]>, out: &mut [Block]) {
         superblock::encode::<S, Q4K, 8, 32>(s, weights, importance, out);
     }
+}
 
+impl Recode for Q4K {
     #[inline(always)]
     fn recode(block: &mut Block, codes: &[u8; MAX_BLOCK]) {
         block.qs = pack(codes);

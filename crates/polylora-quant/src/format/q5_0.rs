@@ -9,8 +9,10 @@
 //! weight = d * (q - 16)
 //! ```
 
-use super::short_block::{FewBits, ShortBlock, WEIGHTS, encode_signed, fifth_bits, five_bits, low_bits};
-use super::{Encode, Half, Importance, MAX_BLOCK};
+use super::short_block::{
+    FewBits, ShortBlock, WEIGHTS, encode_signed, fifth_bits, five_bits, low_bits,
+};
+use super::{Encode, Half, Importance, MAX_BLOCK, Recode};
 use crate::isa::{Bytes, Simd};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -58,7 +60,9 @@ impl Encode for Q5_0 {
     fn encode<S: Simd>(s: S, weights: &[f32], importance: Option<&[f32]>, out: &mut [Block]) {
         encode_signed::<S, Q5_0>(s, weights, importance, out);
     }
+}
 
+impl Recode for Q5_0 {
     #[inline(always)]
     fn recode(block: &mut Block, codes: &[u8; MAX_BLOCK]) {
         let codes = &codes.as_chunks().0[0];

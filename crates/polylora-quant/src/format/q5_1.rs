@@ -9,8 +9,10 @@
 //! weight = d * q + m
 //! ```
 
-use super::short_block::{FewBits, ShortBlock, WEIGHTS, encode_affine, fifth_bits, five_bits, low_bits};
-use super::{Encode, Half, Importance, MAX_BLOCK};
+use super::short_block::{
+    FewBits, ShortBlock, WEIGHTS, encode_affine, fifth_bits, five_bits, low_bits,
+};
+use super::{Encode, Half, Importance, MAX_BLOCK, Recode};
 use crate::isa::Simd;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -64,7 +66,9 @@ impl Encode for Q5_1 {
     fn encode<S: Simd>(s: S, weights: &[f32], importance: Option<&[f32]>, out: &mut [Block]) {
         encode_affine::<S, Q5_1>(s, weights, importance, out);
     }
+}
 
+impl Recode for Q5_1 {
     #[inline(always)]
     fn recode(block: &mut Block, codes: &[u8; MAX_BLOCK]) {
         let codes = &codes.as_chunks().0[0];

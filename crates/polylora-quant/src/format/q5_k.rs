@@ -12,7 +12,7 @@
 use super::eight_groups::{self, Header};
 use super::search::Tries;
 use super::superblock::{self, Superblock};
-use super::{Codes, Encode, Format, Importance, MAX_BLOCK};
+use super::{Codes, Encode, Format, Importance, MAX_BLOCK, Recode};
 use crate::isa::{Bytes, Simd};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -95,7 +95,9 @@ impl Encode for Q5K {
     fn encode<S: Simd>(s: S, weights: &[f32], importance: Option<&[f32]>, out: &mut [Block]) {
         superblock::encode::<S, Q5K, 8, 32>(s, weights, importance, out);
     }
+}
 
+impl Recode for Q5K {
     #[inline(always)]
     fn recode(block: &mut Block, codes: &[u8; MAX_BLOCK]) {
         (block.qh, block.qs) = pack(codes);

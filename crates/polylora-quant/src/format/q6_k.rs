@@ -13,7 +13,7 @@
 
 use super::columns::columns;
 use super::search::{TINY, signed_scale};
-use super::{Codes, Encode, Format, Half, Importance, MAX_BLOCK, codes};
+use super::{Codes, Encode, Format, Half, Importance, MAX_BLOCK, Recode, codes};
 use crate::isa::{Bytes, Lanes, Simd, nearest_int};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -123,7 +123,9 @@ impl Encode for Q6K {
             *out = Block::new(d, scales, &codes);
         }
     }
+}
 
+impl Recode for Q6K {
     #[inline(always)]
     fn recode(block: &mut Block, codes: &[u8; MAX_BLOCK]) {
         (block.ql, block.qh) = pack(codes);

@@ -7,7 +7,7 @@
 //! ```
 
 use super::short_block::{ShortBlock, WEIGHTS};
-use super::{Encode, Half, Importance, MAX_BLOCK, codes};
+use super::{Encode, Half, Importance, MAX_BLOCK, Recode, codes};
 use crate::isa::Simd;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute_ref};
 
@@ -64,7 +64,9 @@ impl Encode for Q8_0 {
             *out = Block { d: Half::new(scale), qs };
         }
     }
+}
 
+impl Recode for Q8_0 {
     #[inline(always)]
     fn recode(block: &mut Block, codes: &[u8; MAX_BLOCK]) {
         block.qs.copy_from_slice(&signed(codes)[..WEIGHTS]);

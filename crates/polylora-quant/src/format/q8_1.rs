@@ -6,9 +6,9 @@
 //! weight = d * q      s = d * (qs[0] + .. + qs[31]), for products with a minimum
 //! ```
 
-use super::short_block::{ShortBlock, WEIGHTS};
 use super::q8_0::{self, signed};
-use super::{Encode, Half, Importance, MAX_BLOCK};
+use super::short_block::{ShortBlock, WEIGHTS};
+use super::{Encode, Half, Importance, MAX_BLOCK, Recode};
 use crate::isa::Simd;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute_ref};
 
@@ -55,7 +55,9 @@ impl Encode for Q8_1 {
             *out = Block { d: Half::new(scale), s: Half::new(sum(&qs) as f32 * scale), qs };
         }
     }
+}
 
+impl Recode for Q8_1 {
     #[inline(always)]
     fn recode(block: &mut Block, codes: &[u8; MAX_BLOCK]) {
         let qs = &signed(codes)[..WEIGHTS];

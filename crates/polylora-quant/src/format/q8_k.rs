@@ -7,7 +7,7 @@
 //! ```
 
 use super::q8_0::signed;
-use super::{Codes, Encode, Format, Importance, MAX_BLOCK, codes};
+use super::{Codes, Encode, Format, Importance, MAX_BLOCK, Recode, codes};
 use crate::isa::{Simd, nearest_int};
 use zerocopy::little_endian::{F32, I16};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -64,7 +64,9 @@ impl Encode for Q8K {
             *out = Block { d: F32::new(1.0 / inverse), qs, bsums: sums(&qs) };
         }
     }
+}
 
+impl Recode for Q8K {
     #[inline(always)]
     fn recode(block: &mut Block, codes: &[u8; MAX_BLOCK]) {
         block.qs = signed(codes);

@@ -370,6 +370,18 @@ fn wrapped<S: Simd>(s: S, code: S::F32) -> S::F32 {
     S::F32::select(rest.lt(s.splat(0.0)), rest + s.splat(256.0), rest)
 }
 
+/// The weight farthest from zero of each group, the first where several are, and its magnitude.
+#[inline(always)]
+pub(super) fn farthest<S: Simd, const N: usize>(s: S, x: &[S::F32; N]) -> (S::F32, S::F32) {
+    let (mut farthest, mut magnitude) = (s.splat(0.0), s.splat(0.0));
+    for &x in x {
+        let farther = magnitude.lt(x.abs());
+        magnitude = S::F32::select(farther, x.abs(), magnitude);
+        farthest = S::F32::select(farther, x, farthest);
+    }
+    (farthest, magnitude)
+}
+
 /// A scale for each of sixteen groups, of either sign: weight = `scale * code`.
 #[derive(Clone, Copy)]
 pub(super) struct Signed<F> {
@@ -390,12 +402,7 @@ pub(super) fn signed_scale<S: Simd, const N: usize>(
     half: f32,
 ) -> Signed<S::F32> {
     let zero = s.splat(0.0);
-    let (mut farthest, mut magnitude) = (zero, zero);
-    for &x in x {
-        let farther = magnitude.lt(x.abs());
-        magnitude = S::F32::select(farther, x.abs(), magnitude);
-        farthest = S::F32::select(farther, x, farthest);
-    }
+    let (farthest, magnitude) = farthest(s, x);
     let empty = magnitude.lt(s.splat(TINY));
 
     let mut wx = *w;

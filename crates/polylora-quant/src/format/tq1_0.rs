@@ -13,7 +13,8 @@
 //! weight = d * (t - 1)
 //! ```
 
-use super::{Codes, Format, Half};
+use super::tq2_0::scale_and_codes;
+use super::{Codes, Encode, Format, Half, Importance, MAX_BLOCK, Recode};
 use crate::isa::Simd;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -58,5 +59,53 @@ fn trits(bytes: &[u8], codes: &mut [i8]) {
             *code = ((u16::from(fraction) * 3) >> 8) as i8 - 1;
         }
         power = power.wrapping_mul(3);
+    }
+}
+
+impl Encode for TQ1_0 {
+    const IMPORTANCE: Importance = Importance::Ignored;
+
+    #[inline(always)]
+    fn encode<S: Simd>(s: S, weights: &[f32], _: Option<&[f32]>, out: &mut [Block]) {
+        for (x, out) in weights.as_chunks().0.iter().zip(out) {
+            let (scale, trits) = scale_and_codes(s, x);
+            out.d = Half::new(scale);
+            (out.qs, out.qh) = pack(&trits);
+        }
+    }
+}
+
+impl Recode for TQ1_0 {
+    #[inline(always)]
+    fn recode(block: &mut Block, codes: &[u8; MAX_BLOCK]) {
+        (block.qs, block.qh) = pack(codes);
+    }
+}
+
+/// `qs` and `qh`.
+#[inline(always)]
+fn pack(trits: &[u8; MAX_BLOCK]) -> ([u8; 48], [u8; 4]) {
+    let (mut qs, mut qh) = ([0; 48], [0; 4]);
+    let (wide, narrow) = qs.split_at_mut(32);
+    let (first, rest) = trits.split_at(5 * 32);
+    let (second, third) = rest.split_at(5 * 16);
+    fractions(first, wide);
+    fractions(second, narrow);
+    fractions(third, &mut qh);
+    (qs, qh)
+}
+
+/// Up to five trits a byte: the first of all bytes, then the second...
+#[inline(always)]
+fn fractions(trits: &[u8], bytes: &mut [u8]) {
+    bytes.fill(0);
+    for (trits, place) in trits.chunks_exact(bytes.len()).zip([81, 27, 9, 3, 1]) {
+        for (byte, trit) in bytes.iter_mut().zip(trits) {
+            *byte += trit * place;
+        }
+    }
+    for byte in bytes {
+        // From 243rds to 256ths.
+        *byte = (u16::from(*byte) * 256).div_ceil(243) as u8;
     }
 }
