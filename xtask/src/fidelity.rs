@@ -37,6 +37,8 @@ const HELD_BACK: usize = 50;
 const WAYS: &[(&str, &[&str])] = &[
     ("plain", &[]),
     ("calibrated", &["--calibrate"]),
+    ("mixed types", &["--calibrate", "--max-size", "100%"]),
+    ("mixed types, +5 %", &["--calibrate", "--max-size", "105%"]),
     ("residual rank 8", &["--calibrate", "--residual-rank", "8"]),
 ];
 
@@ -169,7 +171,7 @@ impl Case<'_> {
         line("base alone", &self.base.path, None, 0.0)?;
         line("adapter at run time", &self.base.path, Some(self.adapter_path), 0.0)?;
         for (way, arguments) in WAYS.iter().filter(|(way, _)| wanted.wants(self, way)) {
-            let merged = self.folder.join(format!("{}.gguf", way.replace(' ', "-")));
+            let merged = self.folder.join(format!("{}.gguf", way.replace([' ', ',', '%'], "-")));
             let mut merge = Command::new(self.program);
             merge.arg("merge").arg(&self.base.path).arg("--adapter").arg(self.adapter_path);
             merge.arg("--force").arg("-o").arg(&merged).args(*arguments);

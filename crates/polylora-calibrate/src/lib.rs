@@ -6,6 +6,7 @@
 //! lost ([`polylora_quant::compensate`]). Layer follows layer: each is measured on what the merged
 //! layers before it give, so that it makes good their errors too.
 
+mod budget;
 mod extract;
 mod low_rank;
 mod merge;
@@ -14,6 +15,7 @@ mod residual;
 mod seen;
 mod texts;
 
+pub use budget::{BudgetError, Choice, choose};
 pub use extract::{ExtractError, ExtractReport, ExtractedTensor, LeftOut, extract};
 pub use low_rank::Wanted;
 pub use merge::{Error, Merged, Observer, Options, merge};

@@ -196,11 +196,14 @@ pub(crate) fn read(tensor: &Tensor, rows: &Range<usize>) -> Vec<f32> {
 }
 
 /// Whether a tensor is a matrix that loses something when it is written.
-fn is_rounded(output: &Output<'_>) -> bool {
+pub(crate) fn is_rounded(output: &Output<'_>) -> bool {
     output.shape.len() > 1 && output.ty.block_weights() > 1 && output.source.is_some()
 }
 
-fn load(engine: &Engine, adapters: &[Adapter]) -> Result<Vec<Arc<LoadedAdapter>>, Error> {
+pub(crate) fn load(
+    engine: &Engine,
+    adapters: &[Adapter],
+) -> Result<Vec<Arc<LoadedAdapter>>, Error> {
     let loaded = adapters.iter().map(|adapter| engine.load_adapter(adapter));
     Ok(loaded.collect::<Result<_, _>>()?)
 }

@@ -114,6 +114,15 @@ impl Group {
         Ok((change > 0.0).then(|| (error / change).sqrt()))
     }
 
+    /// The squares of the outputs that rows of weights, `(rows, columns)`, give of what is read: their
+    /// sum over the rows, their mean over a sample of tokens. Zero for a mixture.
+    pub(crate) fn energy(&self, weights: &[f32]) -> f64 {
+        let [read, _] = &self.sample;
+        let tokens = (read.len() / self.columns).max(1);
+        let outputs = self.outputs(read, weights);
+        outputs.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / tokens as f64
+    }
+
     /// `(inputs, rows)`
     fn outputs(&self, inputs: &[f32], weights: &[f32]) -> Vec<f32> {
         let rows = |matrix: &'_ [f32]| matrix.len() / self.columns;

@@ -143,3 +143,37 @@ fn what_cannot_be_calibrated_by_is_said() {
     fails(2, &["--calibration-tokens", "100"]);
     fails(2, &["--residual-rank", "8"]);
 }
+
+#[test]
+fn bytes_go_where_they_count() {
+    let folder = Folder::new();
+    let calibrate = ["--calibrate", "seen.jsonl"];
+    folder.merge("keep.gguf", &calibrate);
+    let report = folder.merge("more.gguf", &[&calibrate[..], &["--max-size", "110%"]].concat());
+    let size = |name: &str| std::fs::metadata(folder.path(name)).unwrap().len() as f64;
+    let share = size("more.gguf") / size("base.gguf");
+    assert!(1.05 < share && share <= 1.1, "{share}");
+    let types: std::collections::HashSet<&str> =
+        report["tensors"].as_array().unwrap().iter().filter_map(|it| it["to"].as_str()).collect();
+    assert!(types.len() > 1, "{types:?}");
+    let (keep, more) = (folder.divergence("keep.gguf", &[]), folder.divergence("more.gguf", &[]));
+    assert!(more < 0.8 * keep, "{more} of {keep}");
+
+    let report = folder.merge("bits.gguf", &[&calibrate[..], &["--budget", "4.6bpw"]].concat());
+    let bytes: f64 = report["tensor_bytes"].as_f64().unwrap();
+    let base = polylora::file::Gguf::open(&folder.path("base.gguf")).unwrap();
+    let weights: usize = base.tensors().iter().map(|tensor| tensor.elements()).sum();
+    let bits = 8.0 * bytes / weights as f64;
+    assert!(4.4 < bits && bits <= 4.6, "{bits}");
+
+    let merge = ["merge", "base.gguf", "--adapter", "shout", "-o", "merged.gguf"];
+    let fails = |code, more: &[&str]| folder.fails(code, &[&merge[..], more].concat());
+    let message = fails(1, &[&calibrate[..], &["--max-size", "100K"]].concat());
+    assert!(message.contains("allow more"), "{message}");
+    fails(2, &["--max-size", "100%"]);
+    for wrong in ["-3", "x%", "0%", "many"] {
+        fails(2, &[&calibrate[..], &["--max-size", wrong]].concat());
+    }
+    fails(2, &[&calibrate[..], &["--budget", "0bpw"]].concat());
+    fails(2, &[&calibrate[..], &["--budget", "4", "--type", "q8_0"]].concat());
+}

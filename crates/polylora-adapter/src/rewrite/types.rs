@@ -2,6 +2,7 @@
 
 use polylora_quant::{GgmlType, UnknownType};
 use regex_lite::Regex;
+use std::collections::HashMap;
 
 /// `keep`, or a type, for all; and exceptions by name, the first that matches.
 #[derive(Clone, Debug, Default)]
@@ -9,6 +10,8 @@ pub struct TypeRules {
     /// `None`: each tensor keeps its own.
     all: Option<GgmlType>,
     patterns: Vec<(Regex, GgmlType)>,
+    /// By whole names, before all others.
+    exact: HashMap<String, GgmlType>,
 }
 
 /// A value of `--type` that means nothing.
@@ -68,12 +71,17 @@ impl TypeRules {
         Ok(parsed)
     }
 
+    /// With these for tensors of these names, before all other rules.
+    pub fn with(self, exact: HashMap<String, GgmlType>) -> TypeRules {
+        TypeRules { exact, ..self }
+    }
+
     /// The type for a changed tensor. Vectors (norms, biases) keep theirs unless a pattern names
     /// them: programs expect them as F32.
     pub(super) fn choose(&self, name: &str, dimensions: usize, own: GgmlType) -> GgmlType {
-        let named = self.patterns.iter().find(|(pattern, _)| pattern.is_match(name));
-        match (named, self.all) {
-            (Some((_, ty)), _) => *ty,
+        let matched = self.patterns.iter().find(|(pattern, _)| pattern.is_match(name));
+        match (self.exact.get(name).or(matched.map(|(_, ty)| ty)), self.all) {
+            (Some(ty), _) => *ty,
             (None, Some(ty)) if dimensions > 1 => ty,
             _ => own,
         }

@@ -1,20 +1,23 @@
 mod page;
 
 use super::loaded::read_text;
-use super::{Work, WrongUse, chats, check_output, fetch, open_imatrix, open_model, parts};
+use super::{
+    Work, WrongUse, chats, check_output, fetch, open_imatrix, open_model, parse_size, parts,
+};
 use crate::source::{AdapterSource, Source};
 use crate::terminal::{self, Progress, Table, percent, size};
 use anstyle::AnsiColor;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use page::Heading;
 use polylora_adapter::report::{Report, TensorReport, Verdict};
 use polylora_adapter::rewrite::{Plan, TypeRules};
 use polylora_adapter::{Adapter, OnMismatch, convert, load};
-use polylora_calibrate as calibrate;
+use polylora_calibrate::{self as calibrate, BudgetError};
 use polylora_engine::{ChatTemplate, Engine, EngineOptions, Model, Tokenizer};
 use polylora_file::{Gguf, write_file};
 use polylora_quant::GgmlType;
 use serde::Serialize;
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -55,6 +58,13 @@ pub(crate) struct Merge {
     /// applied with the merged model
     #[arg(long, value_name = "R", requires = "calibrate")]
     residual_rank: Option<NonZeroUsize>,
+    /// Choose the type of each changed tensor, so that the file's weights take so many bits on average
+    /// and the answers differ least from the adapter's at run time: 4.75 or 4.75bpw
+    #[arg(long, value_name = "BITS", value_parser = bits, requires = "calibrate", conflicts_with = "types")]
+    budget: Option<f64>,
+    /// The same for a file of this size at most: 90M or 4G, or 105% of the base's
+    #[arg(long, value_name = "SIZE", value_parser = max_size, requires = "calibrate", conflicts_with_all = ["types", "budget"])]
+    max_size: Option<MaxSize>,
     /// What to do with a part of an adapter that does not fit the base
     #[arg(long, value_name = "fail|skip", default_value = "fail", value_parser = on_mismatch)]
     on_mismatch: OnMismatch,
@@ -74,7 +84,8 @@ Examples:
   polylora merge model.gguf --adapter a/@0.5 --adapter b.gguf -o merged.gguf --type q8_0
   polylora merge model.gguf --adapter a/ -o merged.gguf --type keep --type 'attn_v=q8_0'
   polylora merge model.gguf --adapter a/ -o merged.gguf --calibrate --report merged.html
-  polylora merge model.gguf --adapter a/ -o merged.gguf --calibrate chats.jsonl --residual-rank 8";
+  polylora merge model.gguf --adapter a/ -o merged.gguf --calibrate chats.jsonl --residual-rank 8
+  polylora merge model.gguf --adapter a/ -o merged.gguf --calibrate --max-size 105%";
 
 /// How many tensors the report shows to a person; JSON has all.
 const WORST_SHOWN: usize = 8;
@@ -85,6 +96,31 @@ fn on_mismatch(text: &str) -> Result<OnMismatch, String> {
         "skip" => Ok(OnMismatch::Skip),
         _ => Err("it is fail or skip".to_owned()),
     }
+}
+
+/// The value of `--max-size`.
+#[derive(Clone, Copy)]
+enum MaxSize {
+    Bytes(u64),
+    /// Of the base's file.
+    Share(f64),
+}
+
+fn max_size(text: &str) -> Result<MaxSize, String> {
+    match text.strip_suffix('%') {
+        Some(percent) => positive(percent).map(|percent| MaxSize::Share(percent / 100.0)),
+        None => parse_size(text).map(MaxSize::Bytes),
+    }
+}
+
+fn bits(text: &str) -> Result<f64, String> {
+    positive(text.strip_suffix("bpw").unwrap_or(text))
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    let number =
+        text.trim().parse().ok().filter(|&number: &f64| number > 0.0 && number.is_finite());
+    number.ok_or_else(|| format!("{text} is no positive number"))
 }
 
 impl Merge {
@@ -114,7 +150,22 @@ impl Merge {
             return self.print_plan(&plan);
         }
         let report = match &self.calibrate {
-            Some(file) => self.calibrated(&base, &plan, &adapters, file.as_deref())?,
+            Some(file) => {
+                let model =
+                    Model::open(&base).with_context(|| format!("cannot run {}", self.base))?;
+                let options =
+                    EngineOptions { threads: self.work.threads, ..EngineOptions::default() };
+                let mut engine = Engine::new(Arc::new(model), &options)?;
+                let texts = self.texts(&base, &mut engine, &adapters, file.as_deref())?;
+                let plan = match self.budget(&base, &plan) {
+                    Some(budget) => {
+                        let types = self.choose(&plan, &adapters, &mut engine, &texts, budget)?;
+                        Plan::merge(&base, &adapters, &rules.with(types), imatrix.as_ref())?
+                    }
+                    None => plan,
+                };
+                self.calibrated(&base, &plan, &adapters, &mut engine, texts)?
+            }
             None => {
                 let progress = Progress::bytes(plan.tensor_bytes(), "merging");
                 let options = self.work.write_options();
@@ -148,24 +199,63 @@ impl Merge {
         terminal::print(&text)
     }
 
+    /// Bytes that all tensors may take, where types are to be chosen.
+    fn budget(&self, base: &Gguf, plan: &Plan<'_>) -> Option<u64> {
+        if let Some(bits) = self.budget {
+            let weights: usize = plan.outputs().iter().map(|o| o.rows() * o.columns()).sum();
+            return Some((bits * weights as f64 / 8.0) as u64);
+        }
+        let of_base: u64 =
+            parts(base).iter().filter_map(|part| part.metadata().ok()).map(|it| it.len()).sum();
+        let most = match self.max_size? {
+            MaxSize::Bytes(bytes) => bytes,
+            MaxSize::Share(share) => (share * of_base as f64) as u64,
+        };
+        // All but the tensors takes what it takes in the base, but for what aligns them.
+        let tensors: usize = base.tensors().iter().map(|tensor| tensor.bytes.len()).sum();
+        let aligning = plan.outputs().len() * (base.alignment() - 1);
+        Some((most + tensors as u64).saturating_sub(of_base + aligning as u64))
+    }
+
+    /// Types for what changes, within the bytes that all tensors may take.
+    fn choose(
+        &self,
+        plan: &Plan<'_>,
+        adapters: &[Adapter],
+        engine: &mut Engine,
+        texts: &[Vec<u32>],
+        budget: u64,
+    ) -> Result<HashMap<String, GgmlType>> {
+        let progress = Progress::share("choosing types");
+        let choice = self
+            .work
+            .on_threads(|| calibrate::choose(plan, adapters, engine, texts, budget, &progress))?;
+        match choice {
+            Ok(choice) => Ok(choice.types),
+            Err(BudgetError::TooSmall { least, budget }) => bail!(
+                "the changed tensors can be made so small that all take {}, but not {}: allow more",
+                size(least),
+                size(budget)
+            ),
+            Err(BudgetError::Merge(error)) => Err(error.into()),
+        }
+    }
+
     /// Carries out the plan by what layers read of a text.
     fn calibrated(
         &self,
         base: &Gguf,
         plan: &Plan<'_>,
         adapters: &[Adapter],
-        file: Option<&Path>,
+        engine: &mut Engine,
+        texts: Vec<Vec<u32>>,
     ) -> Result<Report> {
-        let model = Model::open(base).with_context(|| format!("cannot run {}", self.base))?;
-        let options = EngineOptions { threads: self.work.threads, ..EngineOptions::default() };
-        let mut engine = Engine::new(Arc::new(model), &options)?;
-        let texts = self.texts(base, &mut engine, adapters, file)?;
         let progress = Progress::share("merging");
         let residual_rank = self.residual_rank.map(NonZeroUsize::get);
         let options = calibrate::Options { write: self.work.write_options(), residual_rank };
         let merged = self.work.on_threads(|| {
             let out = (&*self.out, options);
-            calibrate::merge(plan, adapters, &mut engine, texts, out, &progress)
+            calibrate::merge(plan, adapters, engine, texts, out, &progress)
         })?;
         let mut merged =
             merged.with_context(|| format!("cannot merge into {}", self.out.display()))?;
@@ -299,6 +389,19 @@ pub(super) fn render(report: &Report) -> String {
         report.copied
     );
     text += &if report.calibration.is_some() { outputs(report) } else { weights(report) };
+    if report.tensors.iter().any(|tensor| tensor.from.is_some_and(|from| from != tensor.to)) {
+        let mut counts: Vec<(&str, usize)> = Vec::new();
+        for tensor in &report.tensors {
+            match counts.iter_mut().find(|(ty, _)| *ty == tensor.to) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((tensor.to, 1)),
+            }
+        }
+        counts.sort();
+        let counts: Vec<String> =
+            counts.iter().map(|(ty, count)| format!("{count} {ty}")).collect();
+        let _ = writeln!(text, "types of the changed tensors: {}", counts.join(", "));
+    }
     for note in &report.notes {
         let _ = writeln!(text, "note: {note}");
     }
