@@ -16,8 +16,7 @@ pub(crate) fn test(root: &Path) -> Result<()> {
     for isa in &all[..all.len() - 1] {
         println!("{}", isa.name());
         let mut test = Command::new(env!("CARGO"));
-        // The whole workspace, so that nothing is built with other features than it was.
-        test.current_dir(root).args(["test", "--quiet", "--workspace"]);
+        test.current_dir(root).args(["test", "--quiet", "--workspace"]).args(crate::PROFILE);
         test.args(TESTS.iter().flat_map(|name| ["--test", name]));
         test.env("POLYLORA_ISA", isa.name());
         run(&mut test)?;

@@ -69,14 +69,20 @@ fn root() -> PathBuf {
     here.parent().expect("xtask lies in the repository").to_owned()
 }
 
-/// Builds the program as its users do; where it lies then.
+/// What cargo is told so that all is built in the profile of this program: `cargo xtask` is of the
+/// release profile; where tests were built anyway, `cargo run --package xtask` spares another build.
+const PROFILE: &[&str] = if cfg!(debug_assertions) { &[] } else { &["--release"] };
+
+/// Builds the program; where it lies then.
 fn build_program(root: &Path) -> Result<PathBuf> {
     let mut build = std::process::Command::new(env!("CARGO"));
-    build.current_dir(root).args(["build", "--release", "--package", "polylora"]);
+    // The whole workspace, here and elsewhere, so that no part is built with other features.
+    build.current_dir(root).args(["build", "--workspace"]).args(PROFILE);
     real_model::run(&mut build)?;
     let target = std::env::var_os("CARGO_TARGET_DIR");
     let target = target.map_or_else(|| root.join("target"), PathBuf::from);
-    Ok(target.join("release/polylora"))
+    let folder = if cfg!(debug_assertions) { "debug" } else { "release" };
+    Ok(target.join(folder).join("polylora"))
 }
 
 /// Where the 1.1B model and its adapter lie.

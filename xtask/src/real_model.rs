@@ -34,8 +34,9 @@ impl RealModel {
         }
         run(Command::new(env!("CARGO"))
             .current_dir(root)
-            .args(["test", "--release", "--package", "polylora", "--package", "polylora-engine"])
-            .args(["--test", "real_model", "--", "--ignored"]))?;
+            .args(["test", "--workspace", "--test", "real_model"])
+            .args(crate::PROFILE)
+            .args(["--", "--ignored"]))?;
         if !self.without_llama_cpp {
             LlamaCpp::install(root, &cache)?.check(root, &cache, &model)?;
         }
