@@ -69,20 +69,22 @@ fn root() -> PathBuf {
     here.parent().expect("xtask lies in the repository").to_owned()
 }
 
-/// What cargo is told so that all is built in the profile of this program: `cargo xtask` is of the
-/// release profile; where tests were built anyway, `cargo run --package xtask` spares another build.
+/// What cargo is told so that all is built in the profile of this program. `cargo xtask` is of the
+/// release profile; `.ci/run` has all in that of the tests, and spares another build.
 const PROFILE: &[&str] = if cfg!(debug_assertions) { &[] } else { &["--release"] };
 
 /// Builds the program; where it lies then.
 fn build_program(root: &Path) -> Result<PathBuf> {
+    if cfg!(debug_assertions) {
+        // It was built with this one.
+        return Ok(std::env::current_exe()?.with_file_name("polylora"));
+    }
     let mut build = std::process::Command::new(env!("CARGO"));
-    // The whole workspace, here and elsewhere, so that no part is built with other features.
-    build.current_dir(root).args(["build", "--workspace"]).args(PROFILE);
+    build.current_dir(root).args(["build", "--release", "--package", "polylora"]);
     real_model::run(&mut build)?;
     let target = std::env::var_os("CARGO_TARGET_DIR");
     let target = target.map_or_else(|| root.join("target"), PathBuf::from);
-    let folder = if cfg!(debug_assertions) { "debug" } else { "release" };
-    Ok(target.join(folder).join("polylora"))
+    Ok(target.join("release/polylora"))
 }
 
 /// Where the 1.1B model and its adapter lie.

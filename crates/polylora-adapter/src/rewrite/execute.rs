@@ -78,8 +78,8 @@ pub enum RewriteError {
     /// The type is of no use without importances, and none are there.
     #[error(
         "tensor {tensor} cannot be written as {ty} without an importance matrix: give one with \
-         --imatrix (polylora imatrix MODEL.gguf -o imatrix.gguf makes one), or merge with \
-         --calibrate; other types do without (--type {tensor}=TYPE)"
+         --imatrix (polylora imatrix MODEL.gguf --text FILE -o imatrix.gguf makes one), or merge \
+         with --calibrate; other types do without (--type {tensor}=TYPE)"
     )]
     NeedsImportance {
         /// The tensor.
