@@ -24,7 +24,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the engine's tests on every instruction set that this machine has
+    /// Run the engine's tests on all instruction sets of this machine but the best, which
+    /// `cargo test` takes
     Isas,
     /// Check the invariants of ARCHITECTURE.md that a compiler does not
     Tidy,

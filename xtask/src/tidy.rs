@@ -26,7 +26,8 @@ const UNSAFE: &[&str] = &[
 ];
 
 /// Where a format's name may stand besides its own file: the table, the policies that are lists
-/// of formats by nature (llama.cpp's mixtures, what a budget may choose), and what stores floats by definition.
+/// of formats by nature (llama.cpp's mixtures, what a budget may choose), and what stores floats by
+/// definition.
 const FORMAT_NAMES: &[&str] = &[
     "crates/polylora-quant/src/format.rs",
     "crates/polylora-quant/src/format/",

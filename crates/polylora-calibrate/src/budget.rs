@@ -37,16 +37,6 @@ const SUPER_BLOCKS: &[GgmlType] = &[Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_0];
 /// The same for rows that are no whole super-blocks.
 const BLOCKS: &[GgmlType] = &[Q4_0, Q4_1, Q5_0, Q5_1, Q8_0];
 
-/// What each tensor is to be written as, and what is expected of that.
-#[derive(Clone, Debug, Default)]
-pub struct Choice {
-    /// By the tensors' names.
-    pub types: HashMap<String, GgmlType>,
-    /// The divergence that rounding is expected to leave, as far as it was measured: of each
-    /// token's distribution, in nats.
-    pub divergence: f64,
-}
-
 /// Why no types were chosen.
 #[derive(Debug, thiserror::Error)]
 pub enum BudgetError {
@@ -77,7 +67,7 @@ impl From<RewriteError> for BudgetError {
 
 /// Chooses types for what `plan` rounds, so that all tensors of the file take at most `budget` bytes
 /// and the divergence from the model with `adapters` at run time is least, as far as it shows in
-/// `texts`. Stacks of experts keep the type that the plan gives them.
+/// `texts`: by the tensors' names. Stacks of experts keep the type that the plan gives them.
 ///
 /// # Errors
 /// Where the budget is too small, or as [`merge`](crate::merge).
@@ -88,7 +78,7 @@ pub fn choose(
     texts: &[Vec<u32>],
     budget: u64,
     observer: &dyn Observer,
-) -> Result<Choice, BudgetError> {
+) -> Result<HashMap<String, GgmlType>, BudgetError> {
     let rounded: Vec<&Output<'_>> =
         plan.touched().filter(|output| is_rounded(output) && output.shape.len() == 2).collect();
     let fixed = plan.tensor_bytes() - rounded.iter().map(|output| output.bytes()).sum::<u64>();
@@ -134,12 +124,16 @@ fn first(texts: &[Vec<u32>], most: usize) -> Vec<Vec<u32>> {
     cut.filter(|text| !text.is_empty()).collect()
 }
 
+/// What rows of this length may become, the smallest first: rows of any type of blocks are whole
+/// blocks of these.
+fn usual(columns: usize) -> &'static [GgmlType] {
+    if columns.is_multiple_of(256) { SUPER_BLOCKS } else { BLOCKS }
+}
+
 /// The types that a tensor may take.
 fn candidates(output: &Output<'_>) -> Vec<GgmlType> {
-    let columns = output.columns();
-    let fits = |ty: &&GgmlType| columns.is_multiple_of(ty.block_weights()) && **ty != output.ty;
-    let usual = if columns.is_multiple_of(256) { SUPER_BLOCKS } else { BLOCKS };
-    usual.iter().filter(fits).copied().chain([output.ty]).collect()
+    let others = usual(output.columns()).iter().filter(|ty| **ty != output.ty);
+    others.copied().chain([output.ty]).collect()
 }
 
 /// Bytes of the smallest type that a tensor may take.
@@ -204,13 +198,12 @@ struct Measured<'a> {
 }
 
 impl Measured<'_> {
-    /// Errors of rounding, `(rows, columns)`: those of the smallest type, but of a size of their own.
+    /// Errors of rounding, `(rows, columns)`: those of the smallest usual type, but of a size of
+    /// their own.
     fn noise(&self) -> Result<Vec<f32>, Error> {
         let [_, merged] = self.plan.weights(&self.output.name, 0..self.output.rows())?;
-        let coarse = candidates(self.output);
-        let coarse = coarse.iter().min_by_key(|ty| self.output.bytes_as(**ty));
-        let coarse = *coarse.expect("the plan's own type is a candidate");
         let columns = self.output.columns();
+        let coarse = usual(columns)[0];
         let row_bytes = coarse.row_bytes(columns).expect("candidates fit");
         let mut noise = vec![0.0; merged.len()];
         let rows = merged.par_chunks_exact(columns).zip(noise.par_chunks_exact_mut(columns));
@@ -314,7 +307,7 @@ fn gain(from: &Step, to: &Step) -> f64 {
 }
 
 /// Climbs the ladders where a byte buys most, as far as the bytes reach.
-fn climb(ladders: &[Ladder], budget: u64) -> Choice {
+fn climb(ladders: &[Ladder], budget: u64) -> HashMap<String, GgmlType> {
     let mut left = budget.saturating_sub(ladders.iter().map(|ladder| ladder.steps[0].bytes).sum());
     let mut rungs: Vec<(usize, &[Step])> = Vec::new();
     for (n, ladder) in ladders.iter().enumerate() {
@@ -330,8 +323,7 @@ fn climb(ladders: &[Ladder], budget: u64) -> Choice {
             chosen[n] = rung[1];
         }
     }
-    let types = ladders.iter().zip(&chosen).map(|(ladder, step)| (ladder.name.clone(), step.ty));
-    Choice { types: types.collect(), divergence: chosen.iter().map(|step| step.cost).sum() }
+    ladders.iter().zip(&chosen).map(|(ladder, step)| (ladder.name.clone(), step.ty)).collect()
 }
 
 #[cfg(test)]
@@ -358,16 +350,16 @@ mod tests {
             ladder("little", &[(Q4_0, 10, 1.0), (Q5_0, 12, 0.5)]),
         ];
         let types = |budget| {
-            let choice = climb(&ladders, budget);
-            (choice.types["much"], choice.types["little"], choice.divergence)
+            let types = climb(&ladders, budget);
+            (types["much"], types["little"])
         };
-        assert_eq!(types(20), (Q4_0, Q4_0, 9.0));
-        assert_eq!(types(21), (Q4_0, Q4_0, 9.0));
-        assert_eq!(types(22), (Q5_0, Q4_0, 3.0));
-        assert_eq!(types(24), (Q5_0, Q5_0, 2.5));
+        assert_eq!(types(20), (Q4_0, Q4_0));
+        assert_eq!(types(21), (Q4_0, Q4_0));
+        assert_eq!(types(22), (Q5_0, Q4_0));
+        assert_eq!(types(24), (Q5_0, Q5_0));
         // The eight bytes of Q8_0 are not there; the two of the other are.
-        assert_eq!(types(29), (Q5_0, Q5_0, 2.5));
-        assert_eq!(types(32), (Q8_0, Q5_0, 0.5));
+        assert_eq!(types(29), (Q5_0, Q5_0));
+        assert_eq!(types(32), (Q8_0, Q5_0));
     }
 
     #[test]

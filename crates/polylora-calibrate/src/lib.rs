@@ -15,7 +15,7 @@ mod residual;
 mod seen;
 mod texts;
 
-pub use budget::{BudgetError, Choice, choose};
+pub use budget::{BudgetError, choose};
 pub use extract::{ExtractError, ExtractReport, ExtractedTensor, LeftOut, extract};
 pub use low_rank::Wanted;
 pub use merge::{Error, Merged, Observer, Options, merge};

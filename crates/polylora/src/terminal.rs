@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use console::Term;
 use indicatif::{ProgressBar, ProgressStyle};
 use polylora_adapter::rewrite::Observer;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -238,6 +239,16 @@ impl std::fmt::Display for Table {
         }
         Ok(())
     }
+}
+
+/// `9 F32, 28 IQ4_XS`: how often each name comes.
+pub(crate) fn counts<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for name in names {
+        *counts.entry(name).or_default() += 1;
+    }
+    let counts: Vec<String> = counts.iter().map(|(name, n)| format!("{n} {name}")).collect();
+    counts.join(", ")
 }
 
 /// `1.2 GiB`

@@ -177,3 +177,17 @@ fn bytes_go_where_they_count() {
     fails(2, &[&calibrate[..], &["--budget", "0bpw"]].concat());
     fails(2, &[&calibrate[..], &["--budget", "4", "--type", "q8_0"]].concat());
 }
+
+/// IQ2_XXS cannot be rounded to without importances, and is smaller than all types to choose from.
+#[test]
+fn a_type_that_needs_importance_can_be_left() {
+    let folder = Folder::new();
+    folder.ok(&["imatrix", "base.gguf", "--text", "seen.jsonl", "-o", "imatrix.gguf"]);
+    folder.ok(&["quantize", "base.gguf", "f32.gguf", "f32"]);
+    let coarse = ["quantize", "f32.gguf", "base.gguf", "IQ2_XXS", "--imatrix", "imatrix.gguf"];
+    folder.ok(&[&coarse[..], &["--force"]].concat());
+    let calibrate = ["--calibrate", "seen.jsonl", "--calibration-tokens", "600"];
+    let report = folder.merge("merged.gguf", &[&calibrate[..], &["--max-size", "130%"]].concat());
+    let tensors = report["tensors"].as_array().unwrap();
+    assert!(tensors.iter().any(|tensor| tensor["to"] != "IQ2_XXS"), "{tensors:?}");
+}

@@ -214,7 +214,7 @@ impl Merge {
         // All but the tensors takes what it takes in the base, but for what aligns them.
         let tensors: usize = base.tensors().iter().map(|tensor| tensor.bytes.len()).sum();
         let aligning = plan.outputs().len() * (base.alignment() - 1);
-        Some((most + tensors as u64).saturating_sub(of_base + aligning as u64))
+        Some(most.saturating_add(tensors as u64).saturating_sub(of_base + aligning as u64))
     }
 
     /// Types for what changes, within the bytes that all tensors may take.
@@ -227,11 +227,11 @@ impl Merge {
         budget: u64,
     ) -> Result<HashMap<String, GgmlType>> {
         let progress = Progress::share("choosing types");
-        let choice = self
+        let types = self
             .work
             .on_threads(|| calibrate::choose(plan, adapters, engine, texts, budget, &progress))?;
-        match choice {
-            Ok(choice) => Ok(choice.types),
+        match types {
+            Ok(types) => Ok(types),
             Err(BudgetError::TooSmall { least, budget }) => bail!(
                 "the changed tensors can be made so small that all take {}, but not {}: allow more",
                 size(least),
@@ -390,17 +390,8 @@ pub(super) fn render(report: &Report) -> String {
     );
     text += &if report.calibration.is_some() { outputs(report) } else { weights(report) };
     if report.tensors.iter().any(|tensor| tensor.from.is_some_and(|from| from != tensor.to)) {
-        let mut counts: Vec<(&str, usize)> = Vec::new();
-        for tensor in &report.tensors {
-            match counts.iter_mut().find(|(ty, _)| *ty == tensor.to) {
-                Some((_, count)) => *count += 1,
-                None => counts.push((tensor.to, 1)),
-            }
-        }
-        counts.sort();
-        let counts: Vec<String> =
-            counts.iter().map(|(ty, count)| format!("{count} {ty}")).collect();
-        let _ = writeln!(text, "types of the changed tensors: {}", counts.join(", "));
+        let counts = terminal::counts(report.tensors.iter().map(|tensor| tensor.to));
+        let _ = writeln!(text, "types of the changed tensors: {counts}");
     }
     for note in &report.notes {
         let _ = writeln!(text, "note: {note}");

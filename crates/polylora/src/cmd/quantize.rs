@@ -4,7 +4,6 @@ use crate::terminal::{self, Progress, percent, size};
 use anyhow::{Context, Result};
 use polylora_adapter::mixture::Recipe;
 use polylora_adapter::rewrite::Plan;
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -59,17 +58,13 @@ impl Quantize {
         if self.work.json {
             return terminal::print_json(&report);
         }
-        let mut by_type: BTreeMap<&str, usize> = BTreeMap::new();
-        for output in plan.outputs() {
-            *by_type.entry(output.ty.name()).or_default() += 1;
-        }
-        let counts: Vec<String> = by_type.iter().map(|(ty, n)| format!("{n} {ty}")).collect();
+        let counts = terminal::counts(plan.outputs().iter().map(|output| output.ty.name()));
         let mut text = format!(
             "Wrote {} as {}: {} of tensors ({}), {}\n",
             self.out.display(),
             self.recipe,
             size(report.tensor_bytes),
-            counts.join(", "),
+            counts,
             terminal::seconds(start.elapsed()),
         );
         if let Some(worst) = report.tensors.first().filter(|worst| worst.rounding > 0.0) {
