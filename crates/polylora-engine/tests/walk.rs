@@ -45,17 +45,31 @@ fn engine(gguf: &Gguf) -> Engine {
     Engine::new(Arc::new(Model::open(gguf).unwrap()), &options).unwrap()
 }
 
-/// What the head reads, of all tokens of all texts.
-fn in_one_go(engine: &mut Engine, adapters: &[Arc<LoadedAdapter>]) -> Vec<f32> {
+/// What the engine makes of all tokens of all texts, one after the other.
+fn in_one_go(
+    engine: &mut Engine,
+    adapters: &[Arc<LoadedAdapter>],
+    run: impl Fn(&mut Engine, Input<'_>) -> Vec<f32>,
+) -> Vec<f32> {
     let mut found = Vec::new();
     for tokens in texts() {
         let mut sequence = engine.sequence(tokens.len());
         let (sequence, tokens) = (&mut sequence, &tokens[..]);
         let (logits, way) = (Wanted::All, Way::Many);
         let input = Input { sequence, tokens, adapters, logits, way };
-        found.extend(engine.hidden_states(&mut [input]).unwrap());
+        found.extend(run(engine, input));
     }
     found
+}
+
+/// What the head reads.
+fn hidden_states(engine: &mut Engine, input: Input<'_>) -> Vec<f32> {
+    engine.hidden_states(&mut [input]).unwrap()
+}
+
+fn logits(engine: &mut Engine, input: Input<'_>) -> Vec<f32> {
+    let logits = engine.forward(&mut [input]).unwrap();
+    (0..logits.len()).flat_map(|i| logits.row(i).to_vec()).collect()
 }
 
 /// Goes through a model; `change` may replace the weights of each group before it is passed.
@@ -93,11 +107,29 @@ fn the_head_reads_what_it_reads_in_one_go() {
         let groups = walk(&mut setup.engine, &setup.loaded, |_, _| {});
         let head = groups.last().unwrap();
         assert_eq!(head.tensors, ["output.weight"], "{case}");
-        assert_close(&head.inputs, &in_one_go(&mut setup.engine, &setup.loaded), case);
+        assert_close(
+            &head.inputs,
+            &in_one_go(&mut setup.engine, &setup.loaded, hidden_states),
+            case,
+        );
         assert!(
-            in_one_go(&mut setup.engine, &[]) != head.inputs,
+            in_one_go(&mut setup.engine, &[], hidden_states) != head.inputs,
             "{case}: the adapter does nothing"
         );
+    }
+}
+
+#[test]
+fn its_logits_are_those_of_one_go() {
+    for case in CASES {
+        let Setup { mut engine, loaded: adapters, .. } = Setup::new(case);
+        let mut walk = engine.walk(texts(), &adapters).unwrap();
+        while !walk.is_through() {
+            engine.advance_walk(&mut walk, &adapters);
+        }
+        let walked = engine.walked_logits(&walk, 0, &adapters);
+        let found = in_one_go(&mut engine, &adapters, logits);
+        assert_close(&walked, &found, case);
     }
 }
 
@@ -142,7 +174,7 @@ fn weights_that_are_replaced_on_the_way_are_those_that_run() {
                 walk.replace(merged.tensor(name).unwrap().clone()).unwrap();
             }
         });
-        let expected = in_one_go(&mut engine(&merged), &[]);
+        let expected = in_one_go(&mut engine(&merged), &[], hidden_states);
         assert_close(&groups.last().unwrap().inputs, &expected, case);
     }
 }
