@@ -92,9 +92,9 @@ pub fn choose(
     let mut probe = Probe::new(engine, first(texts, PROBED), &whole)?;
     let mut ladders = Vec::new();
     while !survey.is_through() {
-        let seen = Seen::gather(engine, [&survey; 2], [&whole; 2], &rounded);
-        for group in &seen.groups {
-            let [curvature] = &group.curvatures()[..] else { continue };
+        let mut seen = Seen::gather(engine, (&survey, &whole), None, &rounded);
+        for group in &mut seen.groups {
+            let [(curvature, _)] = &group.finish()[..] else { continue };
             for name in &group.tensors {
                 let output = rounded.iter().find(|output| output.name == *name);
                 let output = output.expect("only these are looked for");
@@ -174,15 +174,19 @@ impl<'a> Probe<'a> {
 }
 
 /// What a model makes of texts that have come to some layer.
-fn logits(engine: &mut Engine, mut walk: Walk, adapters: &[Arc<LoadedAdapter>]) -> Vec<f32> {
+pub(crate) fn logits(
+    engine: &mut Engine,
+    mut walk: Walk,
+    adapters: &[Arc<LoadedAdapter>],
+) -> Vec<f32> {
     while !walk.is_through() {
         engine.advance_walk(&mut walk, adapters);
     }
     (0..walk.batches()).flat_map(|batch| engine.walked_logits(&walk, batch, adapters)).collect()
 }
 
-/// The mean over all tokens.
-fn divergence(vocabulary: usize, meant: &[f32], found: &[f32]) -> f64 {
+/// The mean over all tokens for which there are logits of both, `(tokens, vocabulary)`.
+pub(crate) fn divergence(vocabulary: usize, meant: &[f32], found: &[f32]) -> f64 {
     let rows = meant.par_chunks_exact(vocabulary).zip(found.par_chunks_exact(vocabulary));
     let count = rows.len() as f64;
     let each = rows.map(|(p, q)| LogProbs::new(p).divergence_of(&LogProbs::new(q)));

@@ -13,6 +13,7 @@ mod merge;
 mod moments;
 mod residual;
 mod seen;
+mod sums;
 mod texts;
 
 pub use budget::{BudgetError, choose};

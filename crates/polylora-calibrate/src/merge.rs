@@ -1,6 +1,8 @@
 //! A merge, layer after layer.
 
-use crate::residual::{Pair, shifted};
+use crate::budget::{divergence, logits};
+use crate::moments::Aim;
+use crate::residual::Pair;
 use crate::seen::Seen;
 use polylora_adapter::report::{Calibration, Report};
 use polylora_adapter::rewrite::{self, Output, Plan, RewriteError};
@@ -76,7 +78,10 @@ pub fn merge(
     (out, options): (&Path, Options),
     observer: &dyn Observer,
 ) -> Result<Merged, Error> {
-    let rounded: Vec<&Output<'_>> = plan.touched().filter(|output| is_rounded(output)).collect();
+    let model = Arc::clone(engine.model());
+    let is_met = |output: &&Output<'_>| is_rounded(output) && model.has_linear(&output.name);
+    let rounded: Vec<&Output<'_>> = plan.touched().filter(is_met).collect();
+    let (judged, texts) = held_back(texts);
     let tokens = texts.iter().map(Vec::len).sum();
     let whole = load(engine, adapters)?;
     // What no rounded tensor takes in, the merged model needs beside these until the end.
@@ -93,21 +98,25 @@ pub fn merge(
     let mut residual = Vec::new();
     let mut errors = HashMap::new();
     while !merged.is_through() {
-        let seen = Seen::gather(engine, [&merged, &meant], [&rest, &whole], &rounded);
+        let mut seen = Seen::gather(engine, (&merged, &rest), Some((&meant, &whole)), &rounded);
         let mut beside = Vec::new();
-        for group in &seen.groups {
-            let curvatures = group.curvatures();
+        for group in &mut seen.groups {
+            let (curvatures, aims): (Vec<_>, Vec<_>) = group.finish().into_iter().unzip();
             for name in &group.tensors {
-                let rounding = Rounding { plan, name, curvatures: &curvatures };
-                let less = match options.residual_rank {
-                    Some(rank) => Some(rounding.part_of_change(rank)?),
-                    None => None,
-                };
-                let tensor =
-                    writing.compensated(name, &curvatures, less.as_deref(), &Stop(observer))?;
-                let kept = match options.residual_rank {
-                    Some(rank) => rounding.left(&tensor, rank)?,
-                    None => Vec::new(),
+                let rounding = Rounding { plan, name, curvatures: &curvatures, aims: &aims };
+                let aim = rounding.aim()?;
+                let (tensor, kept) = match options.residual_rank {
+                    None => {
+                        let stop = Stop(observer);
+                        (writing.compensated(name, &curvatures, &aim, &stop)?, Vec::new())
+                    }
+                    Some(rank) => {
+                        let less = rounding.without_change(&aim, rank)?;
+                        let stop = Stop(observer);
+                        let tensor = writing.compensated(name, &curvatures, &less, &stop)?;
+                        let kept = rounding.left(aim, &tensor, rank);
+                        (tensor, kept)
+                    }
                 };
                 let first = kept.first().map(|(_, pair)| pair);
                 if let Some(error) = group.output_error(plan, &tensor, first)? {
@@ -129,6 +138,18 @@ pub fn merge(
         observer.reached(merged.progress());
     }
 
+    let residual = options.residual_rank.map(|_| Adapter::made(RESIDUAL, residual));
+    let mut present = rest;
+    if let Some(residual) = &residual {
+        present.extend(load(engine, std::slice::from_ref(residual))?);
+    }
+    let alone = engine.walk(judged.clone(), &[])?;
+    let found = engine.walk_again(&merged, judged.clone(), &present)?;
+    let wanted = logits(engine, engine.walk(judged, &whole)?, &whole);
+    let [divergence, base_divergence] =
+        [(found, &present[..]), (alone, &[])].map(|(walk, adapters)| {
+            divergence(model.vocab_size(), &wanted, &logits(engine, walk, adapters))
+        });
     let mut report = writing.finish(&Stop(observer))?;
     for tensor in &mut report.tensors {
         tensor.output_error = errors.get(&tensor.name).copied();
@@ -136,55 +157,99 @@ pub fn merge(
     let mut errors: Vec<f64> = errors.into_values().collect();
     errors.sort_by(f64::total_cmp);
     let output_error = errors.get(errors.len() / 2).copied().unwrap_or(0.0);
-    report.calibration = Some(Calibration { tokens, output_error, residual: None });
-    let residual = options.residual_rank.map(|_| Adapter::made(RESIDUAL, residual));
+    report.calibration =
+        Some(Calibration { tokens, divergence, base_divergence, output_error, residual: None });
     Ok(Merged { report, residual })
+}
+
+/// Parts texts into some that it is judged by what came of a merge, and the others, which it goes by:
+/// what was rounded by a text does far better on that text. One text alone has to do for both.
+fn held_back(mut texts: Vec<Vec<u32>>) -> (Vec<Vec<u32>>, Vec<Vec<u32>>) {
+    /// The part that is held back, but a text at least, and no more tokens than a figure of two digits
+    /// needs: their logits are held all at once.
+    const PART: usize = 16;
+    const MOST: usize = 1024;
+    if texts.len() < 2 {
+        return (texts.clone(), texts);
+    }
+    let all: usize = texts.iter().map(Vec::len).sum();
+    let mut tokens = 0;
+    let is_judged = |text: &Vec<u32>| {
+        tokens += text.len();
+        tokens <= MOST.min(all / PART)
+    };
+    let count = texts.iter().take_while(|text| is_judged(text)).count().max(1);
+    let others = texts.split_off(count);
+    (texts, others)
 }
 
 /// The name of what is kept beside a merge.
 const RESIDUAL: &str = "residual";
 
-/// A tensor that is rounded, and how errors of its experts' rows count.
+/// A tensor that is rounded; of each of its experts, how errors of its rows count, and what they aim
+/// at.
 struct Rounding<'a> {
     plan: &'a Plan<'a>,
     name: &'a str,
     curvatures: &'a [Curvature],
+    aims: &'a [Option<Aim>],
 }
 
 impl Rounding<'_> {
-    /// The best part of a rank of the intended change, `(rows, columns)`: codes that need not hold
-    /// it may stay as they came, without an error.
-    fn part_of_change(&self, rank: usize) -> Result<Vec<f32>, Error> {
-        let mut part = Vec::new();
-        for (curvature, rows) in self.experts() {
-            let [base, merged] = self.plan.weights(self.name, rows)?;
-            let change: Vec<f32> = merged.iter().zip(&base).map(|(new, old)| new - old).collect();
-            match Pair::nearest(&change, curvature, rank) {
-                Some(pair) => part.extend(pair.rows(&(0..merged.len() / curvature.columns()))),
-                None => part.extend(change),
-            }
-        }
-        Ok(part)
+    /// What the tensor would best become, `(rows, columns)`, if nothing were lost.
+    fn aim(&self) -> Result<Vec<f32>, Error> {
+        let [_, mut aim] = self.weights()?;
+        let of_one = aim.len() / self.aims.len().max(1);
+        let experts = aim.chunks_exact_mut(of_one.max(1)).zip(self.aims);
+        experts.for_each(|(weights, aim)| aim.iter().for_each(|aim| aim.apply(weights)));
+        Ok(aim)
     }
 
-    /// What is left when the tensor was written, by a rank.
-    fn left(&self, written: &Tensor, rank: usize) -> Result<Vec<(Range<usize>, Pair)>, Error> {
-        let mut pairs = Vec::new();
-        for (curvature, rows) in self.experts() {
-            let [_, merged] = self.plan.weights(self.name, rows.clone())?;
-            let mut left = shifted(&merged, curvature);
-            left.iter_mut().zip(read(written, &rows)).for_each(|(left, now)| *left -= now);
-            pairs.extend(Pair::nearest(&left, curvature, rank).map(|pair| (rows, pair)));
+    /// The aim without the best part of a rank of the intended change: codes that need not hold it
+    /// may stay as they came, without an error.
+    fn without_change(&self, aim: &[f32], rank: usize) -> Result<Vec<f32>, Error> {
+        let [base, mut change] = self.weights()?;
+        change.iter_mut().zip(&base).for_each(|(new, old)| *new -= old);
+        let mut less = aim.to_vec();
+        for (curvature, rows) in self.experts(aim.len()) {
+            let columns = curvature.columns();
+            let of_expert = rows.start * columns..rows.end * columns;
+            let change = &change[of_expert.clone()];
+            let part = Pair::nearest(change, curvature, rank);
+            let part = part.map(|pair| pair.rows(&(0..rows.len())));
+            let part = part.as_deref().unwrap_or(change);
+            less[of_expert].iter_mut().zip(part).for_each(|(less, part)| *less -= part);
         }
-        Ok(pairs)
+        Ok(less)
     }
 
-    /// Rows of each expert with their curvature.
-    fn experts(&self) -> impl Iterator<Item = (&Curvature, Range<usize>)> {
+    /// What is left of the aim when the tensor was written, by a rank.
+    fn left(&self, aim: Vec<f32>, written: &Tensor, rank: usize) -> Vec<(Range<usize>, Pair)> {
+        let mut left = aim;
+        let now = read(written, &(0..written.rows()));
+        left.iter_mut().zip(now).for_each(|(left, now)| *left -= now);
+        let experts = self.experts(left.len());
+        let pairs = experts.filter_map(|(curvature, rows)| {
+            let columns = curvature.columns();
+            let left = &left[rows.start * columns..rows.end * columns];
+            Some((rows, Pair::nearest(left, curvature, rank)?))
+        });
+        pairs.collect()
+    }
+
+    /// Rows of each expert with their curvature, of a tensor of so many weights.
+    fn experts(&self, weights: usize) -> impl Iterator<Item = (&Curvature, Range<usize>)> {
+        let count = self.curvatures.len();
+        self.curvatures.iter().enumerate().map(move |(expert, curvature)| {
+            let rows = weights / (count * curvature.columns());
+            (curvature, expert * rows..(expert + 1) * rows)
+        })
+    }
+
+    /// The tensor as the base has it, and merged, `(rows, columns)` each.
+    fn weights(&self) -> Result<[Vec<f32>; 2], Error> {
         let output = self.plan.touched().find(|output| output.name == self.name);
-        let rows = output.map_or(0, Output::rows) / self.curvatures.len().max(1);
-        let ranges = (0..).map(move |expert| expert * rows..(expert + 1) * rows);
-        self.curvatures.iter().zip(ranges)
+        Ok(self.plan.weights(self.name, 0..output.map_or(0, Output::rows))?)
     }
 }
 

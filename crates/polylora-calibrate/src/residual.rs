@@ -46,17 +46,6 @@ impl Pair {
     }
 }
 
-/// What rows `w`, `(rows, columns)`, are to become: `w + w G`.
-pub(crate) fn shifted(weights: &[f32], curvature: &Curvature) -> Vec<f32> {
-    let columns = curvature.columns();
-    let Some(shift) = curvature.shift() else { return weights.to_vec() };
-    let matrix = MatRef::from_row_major_slice(weights, weights.len() / columns, columns);
-    let shift = MatRef::from_row_major_slice(shift, columns, columns);
-    let mut moved = product(matrix, shift.transpose());
-    moved.iter_mut().zip(weights).for_each(|(moved, weight)| *moved += weight);
-    moved
-}
-
 /// `E F D^1/2`, whose squares sum up to what `E` costs.
 fn weighed(matrix: &[f32], curvature: &Curvature) -> Vec<f32> {
     let columns = curvature.columns();

@@ -1,13 +1,15 @@
 //! What linear layers that come next read, by groups that read the same.
 
 use crate::merge;
-use crate::moments::Moments;
+use crate::moments::{Aim, moments};
 use crate::residual::{Pair, product};
+use crate::sums::Sums;
 use faer::MatRef;
 use polylora_adapter::rewrite::{Output, Plan, RewriteError};
 use polylora_engine::{Engine, LoadedAdapter, Walk};
 use polylora_file::Tensor;
 use polylora_quant::compensate::Curvature;
+use rayon::prelude::*;
 use std::sync::Arc;
 
 /// Of all texts of a walk.
@@ -20,8 +22,8 @@ pub(crate) struct Group {
     /// Their tensors, as far as they are wanted.
     pub(crate) tensors: Vec<String>,
     columns: usize,
-    /// Of each expert, if it read anything.
-    moments: Vec<Option<Moments>>,
+    /// Of each expert.
+    sums: Vec<Sums>,
     /// Some of what is read, and of what should be, `(rows, columns)` each; empty for a mixture.
     sample: [Vec<f32>; 2],
 }
@@ -29,19 +31,25 @@ pub(crate) struct Group {
 /// Rows of a sample: enough for a figure that is to be read in two digits.
 const SAMPLE: usize = 128;
 
+/// A walk, and the adapters of its texts.
+type Walked<'a> = (&'a Walk, &'a [Arc<LoadedAdapter>]);
+
 impl Seen {
-    /// Gathers what the tensors `wanted` read in a walk, and what they are meant to read, which the
-    /// other walk shows; each with its adapters.
+    /// Gathers what the tensors `wanted` read in a walk, and what they are meant to read, which
+    /// the other walk shows; each with its adapters.
     pub(crate) fn gather(
         engine: &mut Engine,
-        [walk, meant]: [&Walk; 2],
-        [adapters, whole]: [&[Arc<LoadedAdapter>]; 2],
+        (walk, adapters): Walked<'_>,
+        meant: Option<Walked<'_>>,
         wanted: &[&Output<'_>],
     ) -> Seen {
         let mut groups: Vec<Group> = Vec::new();
         for batch in 0..walk.batches() {
             let read = engine.groups(walk, batch, adapters);
-            let should_read = engine.groups(meant, batch, whole);
+            let should_read = match meant {
+                Some((meant, whole)) => engine.groups(meant, batch, whole),
+                None => Vec::new(),
+            };
             for group in read {
                 let is_read = |output: &&&Output<'_>| group.tensors.contains(&output.name);
                 let Some(first) = wanted.iter().find(is_read) else { continue };
@@ -51,21 +59,21 @@ impl Seen {
                     let tensors = tensors.collect();
                     let experts = if first.shape.len() == 3 { first.shape[0] } else { 1 };
                     let columns = first.shape[first.shape.len() - 1];
-                    let (moments, sample) = (vec![None; experts], [Vec::new(), Vec::new()]);
-                    groups.push(Group { tensors, columns, moments, sample });
+                    let sums = vec![Sums::new(columns); experts];
+                    groups.push(Group { tensors, columns, sums, sample: Default::default() });
                     groups.len() - 1
                 });
                 // Of a mixture, other tokens may come to an expert than should.
                 let is_dense = first.shape.len() == 2;
-                let meant =
+                let should =
                     should_read.iter().find(|meant| is_dense && meant.tensors == group.tensors);
-                let Group { columns, moments, sample, .. } = &mut groups[place];
-                let moments = moments[group.expert].get_or_insert_with(|| Moments::new(*columns));
-                moments.add(&group.inputs, meant.map(|meant| &*meant.inputs));
-                if let Some(meant) = meant {
+                let Group { columns, sums, sample, .. } = &mut groups[place];
+                let should = should.unwrap_or(&group);
+                sums[group.expert].add(&group.inputs, &should.inputs);
+                if is_dense {
                     // The last ones: those of the first batch may all begin the same.
                     let last = group.inputs.len().min(SAMPLE * *columns);
-                    *sample = [&group.inputs, &meant.inputs]
+                    *sample = [&group.inputs, &should.inputs]
                         .map(|inputs| inputs[inputs.len() - last..].to_vec());
                 }
             }
@@ -75,13 +83,11 @@ impl Seen {
 }
 
 impl Group {
-    /// One for each expert; where one read nothing, all its errors count alike.
-    pub(crate) fn curvatures(&self) -> Vec<Curvature> {
-        let of = |moments: &Option<Moments>| match moments {
-            Some(moments) => moments.curvature(),
-            None => Moments::new(self.columns).curvature(),
-        };
-        self.moments.iter().map(of).collect()
+    /// For each expert, how errors of its rows count, all alike where it read nothing, and what they
+    /// are to aim at.
+    pub(crate) fn finish(&mut self) -> Vec<(Curvature, Option<Aim>)> {
+        let sums = std::mem::take(&mut self.sums).into_iter();
+        sums.map(|sums| moments(self.columns, sums)).collect()
     }
 
     /// How far the outputs of a tensor that was `written`, with what is `kept` beside it, are from
@@ -98,8 +104,8 @@ impl Group {
         if read.is_empty() {
             return Ok(None);
         }
-        let (mut error, mut change) = (0.0, 0.0);
-        for start in (0..written.rows()).step_by(TOGETHER) {
+        let starts: Vec<usize> = (0..written.rows()).step_by(TOGETHER).collect();
+        let parts = starts.into_par_iter().map(|start| {
             let rows = start..written.rows().min(start + TOGETHER);
             let [base, merged] = plan.weights(&written.name, rows.clone())?;
             let mut now = merge::read(written, &rows);
@@ -108,9 +114,10 @@ impl Group {
             }
             let [base, wanted] = [base, merged].map(|weights| self.outputs(meant, &weights));
             let found = self.outputs(read, &now);
-            error += squared_distance(&found, &wanted);
-            change += squared_distance(&base, &wanted);
-        }
+            Ok([squared_distance(&found, &wanted), squared_distance(&base, &wanted)])
+        });
+        let parts = parts.collect::<Result<Vec<[f64; 2]>, RewriteError>>()?;
+        let [error, change] = [0, 1].map(|k| parts.iter().map(|part| part[k]).sum::<f64>());
         Ok((change > 0.0).then(|| (error / change).sqrt()))
     }
 

@@ -85,6 +85,12 @@ impl Model {
         self.description.context_length
     }
 
+    /// Whether a tensor holds the weights of a linear layer of its own: a [walk](crate::Walk) comes to
+    /// these.
+    pub fn has_linear(&self, tensor: &str) -> bool {
+        tensor != weights::EMBEDDING && self.weights.linears().any(|it| it.tensor.name == tensor)
+    }
+
     /// The number of logits: tokens that it knows.
     pub fn vocab_size(&self) -> usize {
         self.weights.head().rows

@@ -106,7 +106,29 @@ impl Engine {
         texts: Vec<Vec<u32>>,
         adapters: &[Arc<LoadedAdapter>],
     ) -> Result<Walk, Error> {
-        let model = Arc::clone(self.model());
+        self.walk_through(Arc::clone(self.model()), texts, adapters)
+    }
+
+    /// Brings other texts to the first layer of the model that a walk goes through: with the weights
+    /// that were replaced.
+    ///
+    /// # Errors
+    /// As [`walk`](Engine::walk).
+    pub fn walk_again(
+        &mut self,
+        walk: &Walk,
+        texts: Vec<Vec<u32>>,
+        adapters: &[Arc<LoadedAdapter>],
+    ) -> Result<Walk, Error> {
+        self.walk_through(Arc::clone(&walk.model), texts, adapters)
+    }
+
+    fn walk_through(
+        &mut self,
+        model: Arc<Model>,
+        texts: Vec<Vec<u32>>,
+        adapters: &[Arc<LoadedAdapter>],
+    ) -> Result<Walk, Error> {
         let mut batches: Vec<Together> = Vec::new();
         let mut room = 0;
         for text in texts {

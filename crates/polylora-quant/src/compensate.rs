@@ -32,8 +32,6 @@ pub struct Curvature {
     feedback: Vec<f32>,
     /// `D`
     loss: Vec<f32>,
-    /// `G^T`, `(columns, columns)`, where a row `w` is to become like `w + w G`.
-    shift: Option<Vec<f32>>,
 }
 
 impl Curvature {
@@ -45,16 +43,7 @@ impl Curvature {
     pub fn new(feedback: Vec<f32>, loss: Vec<f32>) -> Curvature {
         let columns = loss.len();
         assert_eq!(feedback.len(), columns * columns);
-        Curvature { columns, feedback, loss, shift: None }
-    }
-
-    /// For rows `w` that are to become like `w + w G`; `shift` is `G^T`.
-    ///
-    /// # Panics
-    /// Where the lengths do not fit.
-    pub fn with_shift(self, shift: Vec<f32>) -> Curvature {
-        assert_eq!(shift.len(), self.feedback.len());
-        Curvature { shift: Some(shift), ..self }
+        Curvature { columns, feedback, loss }
     }
 
     /// The length of the rows that it is for.
@@ -66,11 +55,6 @@ impl Curvature {
     /// counts, and the diagonal is one; and `D`.
     pub fn factors(&self) -> (&[f32], &[f32]) {
         (&self.feedback, &self.loss)
-    }
-
-    /// See [`Curvature::with_shift`].
-    pub fn shift(&self) -> Option<&[f32]> {
-        self.shift.as_deref()
     }
 
     /// `F[first..end][j]`: what errors in these columns move the target of column `j` by.
@@ -190,18 +174,7 @@ impl Kernel for Rows<'_> {
                 }
                 *lanes = s.load(&column);
             }
-            let mut errors = vec![zero; columns];
-            if let Some(shift) = &curvature.shift {
-                for from in (0..columns).step_by(TOGETHER) {
-                    errors[from..from + TOGETHER].copy_from_slice(&weighted(s, &lanes, |k| {
-                        &shift[(from + k) * columns..][..columns]
-                    }));
-                }
-                for (lanes, shift) in lanes.iter_mut().zip(&mut errors) {
-                    *lanes = *lanes + *shift;
-                    *shift = zero;
-                }
-            }
+            let errors = vec![zero; columns];
             sets.push(Set { count, base, out, weights: lanes, errors });
         }
         let mut work = Work { targets: [zero; MAX_BLOCK], codes: [zero; MAX_BLOCK] };

@@ -150,19 +150,6 @@ fn what_a_type_can_hold_stays_as_it_came() {
 }
 
 #[test]
-fn a_shift_moves_what_is_rounded() {
-    let (ty, weights) = (GgmlType::Q4_K, weights());
-    // Column 5 gains half of column 300.
-    let mut shift = vec![0.0; COLUMNS * COLUMNS];
-    shift[5 * COLUMNS + 300] = 0.5;
-    let mut moved = weights.clone();
-    moved.chunks_exact_mut(COLUMNS).for_each(|row| row[5] += 0.5 * row[300]);
-    let of_shifted =
-        compensated(Isa::best(), ty, &weights, None, &curvature(&moments()).with_shift(shift));
-    assert!(of_shifted == compensated(Isa::best(), ty, &moved, None, &curvature(&moments())));
-}
-
-#[test]
 fn rows_do_not_know_those_of_other_sixteens() {
     let (ty, curvature) = (GgmlType::Q4_0, curvature(&moments()));
     let (all, row) = (weights(), ty.row_bytes(COLUMNS).unwrap());

@@ -68,6 +68,13 @@ fn what_is_calibrated_stays_nearer_to_the_adapter() {
     let size = |name: &str| std::fs::metadata(folder.path(name)).unwrap().len();
     assert_eq!(size("calibrated.gguf"), size("plain.gguf"));
     assert!(report["calibration"]["tokens"].as_u64().unwrap() > 1500);
+    // On other text, and there on answers alone: what is told is of that kind.
+    for (name, found) in
+        [("divergence", calibrated), ("base_divergence", folder.divergence("base.gguf", &[]))]
+    {
+        let told = report["calibration"][name].as_f64().unwrap();
+        assert!((0.25..4.0).contains(&(told / found)), "{name}: {told} beside {found}");
+    }
     assert!(report["verdict"].as_str().unwrap().contains("polylora eval"));
     for tensor in report["tensors"].as_array().unwrap() {
         let error = tensor["output_error"].as_f64().unwrap();

@@ -135,9 +135,17 @@ impl<'p> Plan<'p> {
     /// Where no such tensor changes, or the base cannot be read.
     pub fn weights(&self, name: &str, rows: Range<usize>) -> Result<[Vec<f32>; 2], RewriteError> {
         let output = &self.outputs[self.changed(name)?];
-        let mut buffers = Buffers::default();
-        Transform::new(output).merge(&rows, &mut buffers)?;
-        Ok([buffers.base, buffers.merged])
+        let transform = Transform::new(output);
+        let step = (WEIGHTS_IN_HAND / output.columns().max(1)).max(1);
+        let starts: Vec<usize> = rows.clone().step_by(step).collect();
+        let pieces = starts.into_par_iter().map(|start| {
+            let mut buffers = Buffers::default();
+            transform.merge(&(start..rows.end.min(start + step)), &mut buffers)?;
+            Ok((buffers.base, buffers.merged))
+        });
+        let (base, merged): (Vec<_>, Vec<_>) =
+            pieces.collect::<Result<Vec<_>, RewriteError>>()?.into_iter().unzip();
+        Ok([base.concat(), merged.concat()])
     }
 
     /// The place of a tensor that changes.
@@ -158,8 +166,8 @@ pub struct Writing<'a, 'p> {
 
 impl Writing<'_, '_> {
     /// Writes a changed tensor with error feedback, and returns what it is now. `curvature` has one
-    /// for each expert of a stack, else one. `less`, `(rows, columns)`, is a part of the merged
-    /// weights that is kept elsewhere, and which they are written without.
+    /// for each expert of a stack, else one. `aim`, `(rows, columns)`, is what is to be written: the
+    /// merged weights, or what does better in their place.
     ///
     /// # Errors
     /// As [`Plan::write`]; and where there is no such tensor to write, or a curvature is of others.
@@ -167,7 +175,7 @@ impl Writing<'_, '_> {
         &mut self,
         name: &str,
         curvature: &[Curvature],
-        less: Option<&[f32]>,
+        aim: &[f32],
         observer: &dyn Observer,
     ) -> Result<Tensor, RewriteError> {
         let index = self.plan.changed(name)?;
@@ -175,7 +183,7 @@ impl Writing<'_, '_> {
         let row_bytes = output.ty.row_bytes(output.columns()).expect("checked by the plan");
         let bytes = Mutex::new(vec![0; row_bytes * output.rows()]);
         let transform = Transform::new(output);
-        let feedback = Some(Feedback { curvature, less });
+        let feedback = Some(Feedback { curvature, aim });
         let sums = transform.write(feedback, observer, &|rows, written| {
             let at = rows.start * row_bytes;
             self.writer.write_at(index, at as u64, written)?;
@@ -259,7 +267,7 @@ struct Transform<'a> {
 #[derive(Clone, Copy)]
 struct Feedback<'a> {
     curvature: &'a [Curvature],
-    less: Option<&'a [f32]>,
+    aim: &'a [f32],
 }
 
 /// Takes rows and their bytes, on any thread.
@@ -313,9 +321,8 @@ impl<'a> Transform<'a> {
             .into_par_iter()
             .map_init(Buffers::default, |buffers, (expert, rows)| {
                 proceed(observer)?;
-                let feedback = feedback.map(|Feedback { curvature, less }| {
-                    let less = less.map(|less| &less[rows.start * columns..rows.end * columns]);
-                    (&curvature[expert], less)
+                let feedback = feedback.map(|Feedback { curvature, aim }| {
+                    (&curvature[expert], &aim[rows.start * columns..rows.end * columns])
                 });
                 let sums = self.rows(rows.clone(), feedback, buffers)?;
                 take(rows, &buffers.bytes)?;
@@ -349,11 +356,11 @@ impl<'a> Transform<'a> {
     }
 
     /// Rows from the base to the bytes to write, in `buffers`. With feedback: their curvature, and
-    /// what they are written without.
+    /// what they aim at.
     fn rows(
         &self,
         rows: Range<usize>,
-        feedback: Option<(&Curvature, Option<&[f32]>)>,
+        feedback: Option<(&Curvature, &[f32])>,
         buffers: &mut Buffers,
     ) -> Result<Sums, RewriteError> {
         let Output { name, ty, source, .. } = self.output;
@@ -361,16 +368,13 @@ impl<'a> Transform<'a> {
         let error = |source: MergeError| RewriteError::Row { tensor: name.clone(), source };
         self.merge(&rows, buffers)?;
         let Buffers { base, merged, written, bytes } = buffers;
-        if let Some(less) = feedback.and_then(|(_, less)| less) {
-            merged.iter_mut().zip(less).for_each(|(merged, less)| *merged -= less);
-        }
 
         bytes.resize(ty.row_bytes(weights).expect("checked by the plan"), 0);
         match feedback {
-            Some((curvature, _)) => {
+            Some((curvature, aim)) => {
                 let own = source.filter(|source| source.ty == *ty);
                 let own = own.map(|source| source.rows_bytes(rows.clone()));
-                quantize_compensated(Isa::best(), *ty, merged, own, curvature, bytes)
+                quantize_compensated(Isa::best(), *ty, aim, own, curvature, bytes)
                     .map_err(|e| error(e.into()))?;
             }
             None => self.encode(&rows, merged, bytes).map_err(error)?,

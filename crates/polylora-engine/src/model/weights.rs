@@ -6,7 +6,7 @@ use polylora_file::{Gguf, Tensor};
 use std::collections::{HashMap, HashSet};
 
 /// The embedding, which is the head too where there is no other.
-const EMBEDDING: &str = "token_embd.weight";
+pub(super) const EMBEDDING: &str = "token_embd.weight";
 const HEAD: &str = "output.weight";
 
 /// What rotations read, and llama.cpp's converters leave behind.
@@ -154,6 +154,11 @@ impl Weights {
 
     /// The linear layer with this number.
     pub(crate) fn linear(&self, site: usize) -> Option<&Linear> {
+        self.linears().find(|linear| linear.site == site)
+    }
+
+    /// All of them; the last one is the head, which may be the embedding too.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> {
         let layers = self.layers.iter().flat_map(|layer| {
             let feed_forward: Vec<&Linear> = match &layer.feed_forward {
                 FeedForward::Dense { gate_up, down } => gate_up.iter().chain([down]).collect(),
@@ -161,7 +166,7 @@ impl Weights {
             };
             layer.qkv.iter().chain([&layer.attention_output]).chain(feed_forward)
         });
-        layers.chain([&self.head]).find(|linear| linear.site == site)
+        layers.chain([&self.head])
     }
 
     /// The norm with this number.

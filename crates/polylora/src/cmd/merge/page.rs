@@ -112,9 +112,11 @@ fn figures(report: &Report) -> String {
         );
     };
     if let Some(calibration) = &report.calibration {
-        let note =
-            "of what layers give, beside what the adapter changes of it: the median tensor's";
-        figure("Output error", &percent(calibration.output_error), note);
+        let note = format!(
+            "nats from the adapter at run time; without the adapter {:.3}",
+            calibration.base_divergence
+        );
+        figure("Divergence", &format!("{:.3}", calibration.divergence), &note);
     } else if let Some(survival) = report.adapter {
         let survived = percent(survival.survived);
         figure("Survived", &survived, "of the adapter's change is in the file");
@@ -278,9 +280,15 @@ mod tests {
     #[test]
     fn a_calibrated_merge_is_not_judged_by_its_weights() {
         let mut report = REPORT.clone();
-        report.calibration = Some(Calibration { tokens: 1234, output_error: 0.25, residual: None });
+        report.calibration = Some(Calibration {
+            tokens: 1234,
+            divergence: 0.0421,
+            base_divergence: 1.234,
+            output_error: 2.5,
+            residual: None,
+        });
         let html = well_formed(&report, &HEADING);
-        assert!(html.contains("calibrated by 1234 tokens"));
+        assert!(html.contains("1234 tokens") && html.contains("0.042") && html.contains("1.234"));
         assert!(
             html.contains("polylora eval --against") && html.contains("class=\"verdict kept\"")
         );
