@@ -5,7 +5,9 @@ a folder with
 - base.gguf: the model, F32, without a vocabulary;
 - adapter/: a PEFT adapter folder;
 - expected.safetensors: every tensor that the merge changes or adds, whole, F32, with
-  GGUF's names and layout; metadata: format version, sha256 of base.gguf, the case's name.
+  GGUF's names and layout; metadata: format version, sha256 of base.gguf, the case's name;
+- logits.safetensors: what PEFT gives for TOKENS at run time, before any merge, F32,
+  [tokens, vocabulary]; the same metadata.
 """
 
 import hashlib
@@ -25,6 +27,7 @@ from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402
 from gguf_layout import to_gguf, write_safetensors  # noqa: E402
 
 FORMAT_VERSION = "1"
+TOKENS = [3, 17, 5, 60, 22, 9, 9, 41, 0, 33, 7, 58]  # as in the tests that read logits.safetensors
 SHAPE = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -120,16 +123,26 @@ def sort_settings(folder):
 
 
 def merged_by_peft(model, folder):
-    """The model with the adapter in the folder merged by PEFT; the model is used up."""
-    peft_model = PeftModel.from_pretrained(model, folder).eval()
-    tokens = torch.arange(3, 19)[None]
+    """The model with the adapter of a case merged by PEFT; the model is used up. Writes logits.safetensors."""
+    peft_model = PeftModel.from_pretrained(model, folder / "adapter").eval()
+    tokens = torch.tensor([TOKENS])
     with torch.no_grad():
         at_run_time = peft_model(tokens).logits
         merged = peft_model.merge_and_unload()
         error = (merged(tokens).logits - at_run_time).abs().max().item()
     if error > 1e-4:
         raise SystemExit(f"{folder}: the merge differs from run time by {error}")
+    write_safetensors(folder / "logits.safetensors", {"logits": at_run_time[0].numpy()}, metadata_of(folder))
     return merged
+
+
+def metadata_of(folder):
+    """What a case's files say of it."""
+    return {
+        "format": FORMAT_VERSION,
+        "base_sha256": hashlib.sha256((folder / "base.gguf").read_bytes()).hexdigest(),
+        "case": folder.name,
+    }
 
 
 def write_expected(folder, base, merged):
@@ -137,12 +150,7 @@ def write_expected(folder, base, merged):
     changed = {
         name: array for name, array in merged.items() if name not in base or not np.array_equal(base[name], array)
     }
-    metadata = {
-        "format": FORMAT_VERSION,
-        "base_sha256": hashlib.sha256((folder / "base.gguf").read_bytes()).hexdigest(),
-        "case": folder.name,
-    }
-    write_safetensors(folder / "expected.safetensors", changed, metadata)
+    write_safetensors(folder / "expected.safetensors", changed, metadata_of(folder))
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {len(changed)} tensors change, {size // 1000} kB")
 
@@ -161,5 +169,5 @@ def make_case(folder, architecture, make_model, **settings):
     write_base(folder / "base.gguf", architecture, model)
     config = LoraConfig(task_type="CAUSAL_LM", **settings)
     save_adapter(model, config, folder / "adapter")
-    merged = merged_by_peft(make_model(), folder / "adapter")
+    merged = merged_by_peft(make_model(), folder)
     write_expected(folder, base, tensors_of(merged, architecture))

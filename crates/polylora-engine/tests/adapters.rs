@@ -1,13 +1,14 @@
-//! Adapters at run time against the same adapters merged into the weights, on tiny models of
-//! single precision: fused projections, biases, DoRA, embeddings, trained tokens, experts in all
-//! their forms. The merges equal PEFT's: that is tested where merging is.
+//! Adapters at run time against the same adapters merged into the weights, and both against PEFT, on
+//! tiny models of single precision: fused projections, biases, DoRA, embeddings, trained tokens,
+//! experts in all their forms. That the merges equal PEFT's weight by weight is tested where merging is.
 
 use polylora_adapter::rewrite::{Plan, TypeRules};
-use polylora_adapter::{Adapter, AdapterSpec, OnMismatch, load};
+use polylora_adapter::{Adapter, AdapterSpec, ConvertError, OnMismatch, convert, load};
 use polylora_engine::{
     Engine, EngineOptions, Error, Input, LoadedAdapter, Logits, Model, Wanted, Way,
 };
-use polylora_file::{Gguf, WriteOptions};
+use polylora_file::{Gguf, WriteOptions, safetensors};
+use polylora_quant::GgmlType;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -105,6 +106,54 @@ fn run_time_equals_merged() {
             }
         }
     }
+}
+
+/// Before any merge, as `tools/reference` has it from PEFT.
+fn pefts_logits(case: &Path) -> Vec<f32> {
+    let file = safetensors::open(&case.join("logits.safetensors")).unwrap();
+    let logits = file.tensors.iter().find(|tensor| tensor.name == "logits").unwrap();
+    assert_eq!(logits.shape[0], TOKENS.len());
+    logits.to_f32().unwrap()
+}
+
+#[test]
+fn all_ways_equal_pefts() {
+    /// Both sides compute in single precision, in different orders; logits are about 3.
+    const TOLERANCE: f32 = 2e-5;
+    let mut found = Vec::new();
+    cases(&data(), &mut found);
+    let folder = tempfile::tempdir().unwrap();
+    let mut converted = Vec::new();
+    for case in &found {
+        let gguf = Gguf::open(&case.join("base.gguf")).unwrap();
+        let want = pefts_logits(case);
+        let check = |way: &str, found: &Logits| {
+            let found: Vec<f32> = (0..found.len()).flat_map(|i| found.row(i).to_vec()).collect();
+            assert_eq!(found.len(), want.len());
+            let pairs = found.iter().zip(&want);
+            let error = pairs.fold(0.0_f32, |error, (a, b)| error.max((a - b).abs()));
+            assert!(error <= TOLERANCE, "{}, {way}: {error}", case.display());
+        };
+        let adapter = adapter(case, &gguf, 1.0);
+        let mut at_run_time = engine(&gguf, true, 2);
+        let loaded = at_run_time.load_adapter(&adapter).unwrap();
+        check("at run time", &run(&mut at_run_time, &[loaded]));
+
+        let merged = merged(&gguf, std::slice::from_ref(&adapter), folder.path());
+        check("merged", &run(&mut engine(&merged, true, 2), &[]));
+
+        let path = folder.path().join("adapter.gguf");
+        match convert(&adapter, &gguf, &path, GgmlType::F32, true) {
+            Ok(_) => converted.push(case),
+            Err(ConvertError::Inexpressible { .. }) => continue,
+            Err(error) => panic!("{}: {error}", case.display()),
+        }
+        let again = load(&AdapterSpec::new(&path), &gguf, OnMismatch::Fail).unwrap();
+        let loaded = at_run_time.load_adapter(&again).unwrap();
+        check("converted", &run(&mut at_run_time, &[loaded]));
+    }
+    let with_experts = converted.iter().filter(|case| case.parent().unwrap().ends_with("moe"));
+    assert_eq!(with_experts.count(), 7, "{converted:?}");
 }
 
 #[test]
