@@ -42,6 +42,15 @@ impl Sums {
         Isa::best().run(Measure { base, merged, written })
     }
 
+    /// Of weights that are multiplied by a scale.
+    pub(crate) fn scaled(self, scale: f32) -> Sums {
+        let square = f64::from(scale) * f64::from(scale);
+        let Sums { weight, intended, realised, product, error, weights, changed_codes } = self;
+        let [weight, intended, realised, product, error] =
+            [weight, intended, realised, product, error].map(|sum| square * sum);
+        Sums { weight, intended, realised, product, error, weights, changed_codes }
+    }
+
     /// `||d|| / ||w||`: how large the change is.
     pub(crate) fn relative_change(&self) -> f64 {
         ratio(self.intended, self.weight).sqrt()

@@ -18,6 +18,7 @@ pub mod mixture;
 mod names;
 pub mod report;
 pub mod rewrite;
+mod scales;
 mod spec;
 mod summary;
 
@@ -27,5 +28,6 @@ pub use error::{Error, Fault};
 pub use factor::Factor;
 pub use format::{Listed, adapters_among};
 pub use inspect::{ImatrixEntry, ImatrixSummary, Inspection, ModelSummary, ModelTensor, inspect};
+pub use scales::{ScaleError, Scales};
 pub use spec::{AdapterSpec, SpecError};
 pub use summary::{Summary, TensorSummary, summarize};

@@ -10,6 +10,7 @@ mod types;
 
 use crate::adapter::{Adapter, Change, ChangeKind, Mismatch};
 use crate::mixture;
+use crate::scales::{ScaleError, Scales};
 use polylora_file::imatrix::Imatrix;
 use polylora_file::{Gguf, Metadata, Tensor, TensorPlan, Value};
 use polylora_quant::GgmlType;
@@ -51,6 +52,8 @@ pub struct Output<'a> {
     pub changes: Vec<&'a Change>,
     /// One value a column (of each expert), where there is an importance matrix.
     importance: Option<&'a [f32]>,
+    /// What the products of a tensor that adapters change are multiplied by.
+    scales: Scales,
 }
 
 impl Output<'_> {
@@ -78,6 +81,12 @@ impl Output<'_> {
     /// Rows of all leading dimensions together.
     pub fn rows(&self) -> usize {
         self.shape.iter().rev().skip(1).product()
+    }
+
+    /// What its products are multiplied by when the model runs: weights `W` mean `s W`, and what
+    /// adapters add to that is stored divided by `s`. None where no adapter changes it.
+    pub fn scales(&self) -> &Scales {
+        &self.scales
     }
 
     /// Bytes that it takes as a type; zero where its rows are not whole blocks of that.
@@ -186,15 +195,18 @@ pub enum PlanError {
         /// Columns, times experts.
         expected: usize,
     },
-    /// The weight is multiplied by another tensor when it is used, and so would be the change.
+    /// What products are multiplied by is no such thing.
+    #[error(transparent)]
+    Scale(#[from] ScaleError),
+    /// No weights give what an adapter adds.
     #[error(
-        "tensor {tensor} is multiplied by {scale} when the model runs, which a merge does not \
-         account for yet"
+        "tensor {tensor} is multiplied by {scale} when the model runs, which is zero: a change of it \
+         would be lost"
     )]
-    Scaled {
+    ZeroScale {
         /// The tensor.
         tensor: String,
-        /// The tensor that it is multiplied by.
+        /// The tensor that its products are multiplied by.
         scale: String,
     },
     /// A change names a tensor that neither exists nor can be made.
@@ -229,11 +241,19 @@ impl<'a> Plan<'a> {
             plan.output_for(change)?.changes.push(change);
         }
         for output in plan.outputs.iter_mut().filter(|output| !output.changes.is_empty()) {
-            let scale = output.name.strip_suffix(".weight").map(|stem| format!("{stem}.scale"));
-            if let Some(scale) = scale.filter(|scale| base.tensor(scale).is_some()) {
-                return Err(PlanError::Scaled { tensor: output.name.clone(), scale });
+            output.scales = Scales::find(base, &output.name, &output.shape)?;
+            if output.scales.has_zero() {
+                let scale = Scales::name(&output.name).expect("it was found by its name");
+                return Err(PlanError::ZeroScale { tensor: output.name.clone(), scale });
             }
-            output.ty = rules.choose(&output.name, output.shape.len(), output.ty);
+            let own = output.ty;
+            output.ty = rules.choose(&output.name, output.shape.len(), own);
+            if output.name == HEAD && output.ty != own && !output.scales.is_empty() {
+                plan.notes.push(format!(
+                    "{HEAD} was {own} and has a scale beside it, which llama.cpp knows with that type \
+                     alone: it will refuse the file"
+                ));
+            }
         }
         if let Some((pattern, ty)) = rules.idle_pattern(plan.touched().map(|output| &*output.name))
         {
@@ -271,6 +291,7 @@ impl<'a> Plan<'a> {
             source: Some(tensor),
             changes: Vec::new(),
             importance: None,
+            scales: Scales::default(),
         };
         Plan {
             metadata: base.metadata().clone(),
@@ -308,6 +329,7 @@ impl<'a> Plan<'a> {
             source: Some(embedding),
             changes: Vec::new(),
             importance: None,
+            scales: Scales::default(),
         });
         false
     }
@@ -335,6 +357,7 @@ impl<'a> Plan<'a> {
             source: None,
             changes: Vec::new(),
             importance: None,
+            scales: Scales::default(),
         });
         Ok(self.outputs.last_mut().expect("pushed above"))
     }

@@ -2,7 +2,7 @@
 
 use crate::low_rank::{Wanted, factor};
 use crate::merge::Observer;
-use polylora_adapter::{Adapter, Change};
+use polylora_adapter::{Adapter, Change, ScaleError, Scales};
 use polylora_file::{Gguf, Tensor};
 use polylora_quant::RowError;
 use serde::Serialize;
@@ -85,6 +85,9 @@ pub enum ExtractError {
         /// Why.
         error: RowError,
     },
+    /// What products are multiplied by is no such thing.
+    #[error(transparent)]
+    Scale(#[from] ScaleError),
     /// A difference that is no number.
     #[error("{0} differs by what is not a finite number: one of the two models is damaged")]
     NotFinite(String),
@@ -98,7 +101,7 @@ pub enum ExtractError {
 
 /// Takes the difference of two models apart into pairs of low rank: merged into `base`, the adapter
 /// gives `tuned` most nearly. The types of their tensors may be any; what these cost in exactness is
-/// part of the difference.
+/// part of the difference. [`Scales`] beside weights are taken into them.
 ///
 /// One matrix, or one expert of a stack, is in memory at a time, beside the pairs found so far.
 ///
@@ -116,7 +119,8 @@ pub fn extract(
         if observer.cancelled() {
             return Err(ExtractError::Cancelled);
         }
-        found.compare(base_tensor, tuned_tensor, wanted, no_place(base_tensor, base))?;
+        let weights = [Weights::of(base, base_tensor)?, Weights::of(tuned, tuned_tensor)?];
+        found.compare(&weights, wanted, no_place(base_tensor, base))?;
         observer.reached((done + 1) as f64 / pairs.len() as f64);
     }
     if found.changes.is_empty() {
@@ -127,15 +131,40 @@ pub fn extract(
     Ok((Adapter::made(name, changes), report))
 }
 
-/// Each tensor of the base with the same of the other model.
+/// A tensor, and what its products are multiplied by.
+struct Weights<'a> {
+    tensor: &'a Tensor,
+    scales: Scales,
+}
+
+impl<'a> Weights<'a> {
+    fn of(model: &Gguf, tensor: &'a Tensor) -> Result<Weights<'a>, ScaleError> {
+        Ok(Weights { tensor, scales: Scales::find(model, &tensor.name, &tensor.shape)? })
+    }
+
+    /// Rows of one expert, as their products count.
+    fn rows(&self, rows: Range<usize>, scale: f32, out: &mut [f32]) -> Result<(), ExtractError> {
+        let decoded = self.tensor.dequantize_rows(rows, out);
+        decoded.map_err(|error| {
+            let tensor = self.tensor.name.clone();
+            ExtractError::Decode { tensor, error }
+        })?;
+        out.iter_mut().for_each(|weight| *weight *= scale);
+        Ok(())
+    }
+}
+
+/// Each tensor of the base with the same of the other model; scales go with their weights.
 fn pairs<'a>(
     base: &'a Gguf,
     tuned: &'a Gguf,
 ) -> Result<Vec<(&'a Tensor, &'a Tensor)>, ExtractError> {
     let missing =
         |tensor: &Tensor, model| ExtractError::Missing { tensor: tensor.name.clone(), model };
-    if let Some(tensor) = tuned.tensors().iter().find(|tensor| base.tensor(&tensor.name).is_none())
-    {
+    let is_added = |tensor: &&Tensor| {
+        base.tensor(&tensor.name).is_none() && !Scales::are_in(tuned, &tensor.name)
+    };
+    if let Some(tensor) = tuned.tensors().iter().find(is_added) {
         return Err(missing(tensor, "tuned"));
     }
     let pair = |tensor: &'a Tensor| {
@@ -146,7 +175,7 @@ fn pairs<'a>(
         }
         Ok((tensor, other))
     };
-    base.tensors().iter().map(pair).collect()
+    base.tensors().iter().filter(|tensor| !Scales::are_in(base, &tensor.name)).map(pair).collect()
 }
 
 /// Why a GGUF LoRA cannot change a tensor, if it cannot.
@@ -172,12 +201,12 @@ struct Found {
 impl Found {
     fn compare(
         &mut self,
-        base: &Tensor,
-        tuned: &Tensor,
+        weights: &[Weights<'_>; 2],
         wanted: Wanted,
         no_place: Option<&'static str>,
     ) -> Result<(), ExtractError> {
-        if base.ty == tuned.ty && *base.bytes == *tuned.bytes {
+        let [Weights { tensor: base, scales }, Weights { tensor: tuned, scales: others }] = weights;
+        if base.ty == tuned.ty && *base.bytes == *tuned.bytes && scales == others {
             self.equal += 1;
             return Ok(());
         }
@@ -186,7 +215,7 @@ impl Found {
         let (mut rank, mut norm, mut held) = (0, 0.0, 0.0);
         for start in (0..base.rows()).step_by(rows.max(1)) {
             let rows = start..start + rows;
-            let difference = difference(base, tuned, rows.clone())?;
+            let difference = difference(weights, rows.clone())?;
             let part: f64 = difference.iter().map(|&off| f64::from(off) * f64::from(off)).sum();
             if !part.is_finite() {
                 return Err(ExtractError::NotFinite(base.name.clone()));
@@ -223,16 +252,19 @@ impl Found {
     }
 }
 
-/// Some rows of the tuned tensor less those of the base.
-fn difference(base: &Tensor, tuned: &Tensor, rows: Range<usize>) -> Result<Vec<f32>, ExtractError> {
-    let columns = base.columns();
-    let fault = |error| ExtractError::Decode { tensor: base.name.clone(), error };
+/// The rows of an expert, or of what is no stack, of the tuned tensor less those of the base.
+fn difference(
+    [base, tuned]: &[Weights<'_>; 2],
+    rows: Range<usize>,
+) -> Result<Vec<f32>, ExtractError> {
+    let columns = base.tensor.columns();
+    let expert = rows.start / rows.len().max(1);
     let mut difference = vec![0.0; rows.len() * columns];
-    tuned.dequantize_rows(rows.clone(), &mut difference).map_err(fault)?;
+    tuned.rows(rows.clone(), tuned.scales.of_expert(expert), &mut difference)?;
     // The base row by row: a second matrix would double the memory.
     let mut row = vec![0.0; columns];
     for (i, difference) in rows.zip(difference.chunks_exact_mut(columns.max(1))) {
-        base.dequantize_rows(i..i + 1, &mut row).map_err(fault)?;
+        base.rows(i..i + 1, base.scales.of_expert(expert), &mut row)?;
         difference.iter_mut().zip(&row).for_each(|(tuned, base)| *tuned -= base);
     }
     Ok(difference)

@@ -103,7 +103,9 @@ pub fn merge(
         for group in &mut seen.groups {
             let (curvatures, aims): (Vec<_>, Vec<_>) = group.finish().into_iter().unzip();
             for name in &group.tensors {
-                let rounding = Rounding { plan, name, curvatures: &curvatures, aims: &aims };
+                let output = rounded.iter().find(|output| output.name == *name);
+                let output = output.expect("only those were gathered");
+                let rounding = Rounding { plan, output, curvatures: &curvatures, aims: &aims };
                 let aim = rounding.aim()?;
                 let (tensor, kept) = match options.residual_rank {
                     None => {
@@ -122,9 +124,8 @@ pub fn merge(
                 if let Some(error) = group.output_error(plan, &tensor, first)? {
                     errors.insert(name.clone(), error);
                 }
-                beside.extend(kept.into_iter().map(|(rows, Pair { up, down, rank })| {
-                    Change::low_rank(name, rows, [down, up], rank)
-                }));
+                let kept = kept.into_iter();
+                beside.extend(kept.map(|(rows, pair)| rounding.change(rows, pair)));
                 merged.replace(tensor)?;
             }
         }
@@ -190,7 +191,7 @@ const RESIDUAL: &str = "residual";
 /// at.
 struct Rounding<'a> {
     plan: &'a Plan<'a>,
-    name: &'a str,
+    output: &'a Output<'a>,
     curvatures: &'a [Curvature],
     aims: &'a [Option<Aim>],
 }
@@ -211,7 +212,7 @@ impl Rounding<'_> {
         let [base, mut change] = self.weights()?;
         change.iter_mut().zip(&base).for_each(|(new, old)| *new -= old);
         let mut less = aim.to_vec();
-        for (curvature, rows) in self.experts(aim.len()) {
+        for (curvature, rows) in self.experts() {
             let columns = curvature.columns();
             let of_expert = rows.start * columns..rows.end * columns;
             let change = &change[of_expert.clone()];
@@ -228,8 +229,7 @@ impl Rounding<'_> {
         let mut left = aim;
         let now = read(written, &(0..written.rows()));
         left.iter_mut().zip(now).for_each(|(left, now)| *left -= now);
-        let experts = self.experts(left.len());
-        let pairs = experts.filter_map(|(curvature, rows)| {
+        let pairs = self.experts().filter_map(|(curvature, rows)| {
             let columns = curvature.columns();
             let left = &left[rows.start * columns..rows.end * columns];
             Some((rows, Pair::nearest(left, curvature, rank)?))
@@ -237,19 +237,23 @@ impl Rounding<'_> {
         pairs.collect()
     }
 
-    /// Rows of each expert with their curvature, of a tensor of so many weights.
-    fn experts(&self, weights: usize) -> impl Iterator<Item = (&Curvature, Range<usize>)> {
-        let count = self.curvatures.len();
-        self.curvatures.iter().enumerate().map(move |(expert, curvature)| {
-            let rows = weights / (count * curvature.columns());
-            (curvature, expert * rows..(expert + 1) * rows)
-        })
+    /// A pair as an adapter has it, which no scale beside the weights is for.
+    fn change(&self, rows: Range<usize>, Pair { mut up, down, rank }: Pair) -> Change {
+        let scale = self.output.scales().of_expert(rows.start / rows.len().max(1));
+        up.iter_mut().for_each(|up| *up *= scale);
+        Change::low_rank(&self.output.name, rows, [down, up], rank)
+    }
+
+    /// Rows of each expert with their curvature.
+    fn experts(&self) -> impl Iterator<Item = (&Curvature, Range<usize>)> {
+        let rows = self.output.rows() / self.curvatures.len().max(1);
+        let ranges = (0..).map(move |expert| expert * rows..(expert + 1) * rows);
+        self.curvatures.iter().zip(ranges)
     }
 
     /// The tensor as the base has it, and merged, `(rows, columns)` each.
     fn weights(&self) -> Result<[Vec<f32>; 2], Error> {
-        let output = self.plan.touched().find(|output| output.name == self.name);
-        Ok(self.plan.weights(self.name, 0..output.map_or(0, Output::rows))?)
+        Ok(self.plan.weights(&self.output.name, 0..self.output.rows())?)
     }
 }
 

@@ -1,9 +1,8 @@
 //! An adapter as the products want it.
 
 use crate::Error;
-use crate::model::{Model, SiteShape};
+use crate::model::{Linear, Model, SiteShape};
 use polylora_adapter::{Adapter, Change, ChangeKind, Factor};
-use polylora_file::Tensor;
 use polylora_quant::isa::LANES as PANEL_ROWS;
 use polylora_quant::product::FloatPanels;
 use rayon::prelude::*;
@@ -28,7 +27,7 @@ pub struct LoadedAdapter {
 }
 
 /// What happens to the outputs of a linear layer, or of a stack of experts:
-/// `y = (1 + row_change) * W x + sum of up (down x) + sum of values x + bias`.
+/// `y = (1 + row_change) * s W x + sum of up (down x) + sum of values x + bias`.
 #[derive(Debug, Default)]
 pub(crate) struct LinearChange {
     pub(crate) pairs: Vec<Pair>,
@@ -250,14 +249,14 @@ impl Part {
                 Ok(Part::Bias { site, change: vector_change(change, len, old)? })
             }
             Some(SiteShape::Linear { site, rows, columns, experts }) => {
-                let tensor = &weights.linear(site).ok_or("has no weights")?.tensor;
+                let linear = weights.linear(site).ok_or("has no weights")?;
                 if change.rows.end > rows * experts {
                     return Err(format!(
                         "has {rows} rows, and the adapter changes {:?}",
                         change.rows
                     ));
                 }
-                linear_change(change, tensor, site, [rows, columns], precise)
+                linear_change(change, linear, [rows, columns], precise)
             }
         }
     }
@@ -301,11 +300,11 @@ fn vector_change(change: &Change, len: usize, old: Option<&[f32]>) -> Result<Vec
 
 fn linear_change(
     change: &Change,
-    tensor: &Tensor,
-    site: usize,
+    linear: &Linear,
     [rows, columns]: [usize; 2],
     precise: bool,
 ) -> Result<Part, String> {
+    let (tensor, site) = (&linear.tensor, linear.site);
     let expert = change.rows.start / rows;
     let within = change.rows.start - expert * rows..change.rows.end - expert * rows;
     if within.end > rows {
@@ -339,7 +338,7 @@ fn linear_change(
                 }
                 let factors = {
                     let magnitude = magnitude.to_f32();
-                    dora_factors(tensor, within.clone(), rank, [&down, &up], &magnitude)?
+                    dora_factors(linear, within.clone(), rank, [&down, &up], &magnitude)?
                 };
                 for (up, factor) in up.chunks_mut(rank.max(1)).zip(&factors) {
                     up.iter_mut().for_each(|value| *value *= factor);
@@ -366,14 +365,15 @@ fn linear_change(
     }
 }
 
-/// `magnitude / ||W + up down||` of each row (Liu et al., 2024, eq. 5); the scale is in `up`.
+/// `magnitude / ||s W + up down||` of each row (Liu et al., 2024, eq. 5); the scale is in `up`.
 fn dora_factors(
-    tensor: &Tensor,
+    linear: &Linear,
     rows: Range<usize>,
     rank: usize,
     [down, up]: [&[f32]; 2],
     magnitude: &[f32],
 ) -> Result<Vec<f32>, String> {
+    let (tensor, scale) = (&linear.tensor, linear.scales.of_expert(0));
     let columns = tensor.columns();
     rows.into_par_iter()
         .zip(up.par_chunks(rank.max(1)))
@@ -383,6 +383,7 @@ fn dora_factors(
             |row, ((number, up), magnitude)| {
                 let decoded = tensor.dequantize_rows(number..number + 1, row);
                 decoded.map_err(|error| error.to_string())?;
+                row.iter_mut().for_each(|row| *row *= scale);
                 for (u, down) in up.iter().zip(down.chunks(columns)) {
                     row.iter_mut().zip(down).for_each(|(row, down)| *row += u * down);
                 }

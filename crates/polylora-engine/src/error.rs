@@ -27,6 +27,9 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// What products are multiplied by is no such thing.
+    #[error(transparent)]
+    Scale(#[from] polylora_adapter::ScaleError),
     /// The model has tensors that its description does not use: what they are for would be lost.
     #[error(
         "the model has tensors that the architecture {architecture} is not known to use: {names}"

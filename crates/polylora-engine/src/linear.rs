@@ -3,7 +3,7 @@
 //! ```text
 //! prepare    x rounded to 8 bits, in a phase over rows
 //! multiply   lora_a x, then W x for some rows of W, to which lora_b (lora_a x) is added while they
-//!            are in the cache, in one phase: hardly anybody waits for lora_a x, which is begun
+//!            are in the cache (times the scale that some files have beside W), in one phase: hardly anybody waits for lora_a x, which is begun
 //!            first
 //! ```
 
@@ -222,7 +222,7 @@ impl Inputs {
         rows
     }
 
-    /// `out[row] = W x + bias` with all that adapters add, each set with its expert; for one or more
+    /// `out[row] = s W x + bias` with all that adapters add, each set with its expert; for one or more
     /// layers side by side, whose outputs follow each other in rows of `out`.
     pub(crate) fn multiply(
         &self,
@@ -325,6 +325,10 @@ impl Inputs {
                 product::multiply(isa, *way, ty, weights, x, inputs, out, product, &next)
             }
             .expect("the model's tensors were checked when it was opened");
+        }
+        if !linear.scales.is_empty() {
+            let scale = linear.scales.of_expert(set.expert);
+            out.iter_mut().for_each(|out| *out *= scale);
         }
         self.add_changes(context, batch, reduced(), &part, scratch, out);
         if let Some(bias) = &linear.bias {

@@ -128,8 +128,8 @@ impl<'p> Plan<'p> {
         Ok(Writing { plan: self, writer, done: HashMap::new() })
     }
 
-    /// Rows of a changed tensor, `(rows, columns)`: as the base has them, and as they are meant to
-    /// be.
+    /// Rows of a changed tensor, `(rows, columns)`: as the base stores them, and as they are meant to
+    /// be stored. What they mean is [`scales`](Output::scales) times that.
     ///
     /// # Errors
     /// Where no such tensor changes, or the base cannot be read.
@@ -337,6 +337,19 @@ impl<'a> Transform<'a> {
         }))
     }
 
+    /// Rows in parts whose products are multiplied by the same; each with the place of its weights
+    /// among those of all rows.
+    fn parts(
+        &self,
+        rows: &Range<usize>,
+    ) -> impl Iterator<Item = (f32, Range<usize>, Range<usize>)> {
+        let (first, columns) = (rows.start, self.output.columns());
+        self.output.scales.parts(rows, self.output.rows()).map(move |(scale, part)| {
+            let place = (part.start - first) * columns..(part.end - first) * columns;
+            (scale, part, place)
+        })
+    }
+
     /// Rows of the base, and merged.
     fn merge(&self, rows: &Range<usize>, buffers: &mut Buffers) -> Result<(), RewriteError> {
         let Buffers { base, merged, .. } = buffers;
@@ -349,8 +362,11 @@ impl<'a> Transform<'a> {
             })?;
         }
         merged.clone_from(base);
-        for (change, down) in &self.changes {
-            apply_change(change, down, rows, base, merged);
+        for (scale, part, place) in self.parts(rows) {
+            let (base, merged) = (&base[place.clone()], &mut merged[place]);
+            for (change, down) in &self.changes {
+                apply_change(change, down, &part, scale, base, merged);
+            }
         }
         Ok(())
     }
@@ -382,7 +398,11 @@ impl<'a> Transform<'a> {
         written.resize(weights, 0.0);
         polylora_quant::dequantize(*ty, bytes, written).map_err(|e| error(e.into()))?;
 
-        let mut sums = Sums::of(base, merged, written);
+        let mut sums = Sums::default();
+        for (scale, _, place) in self.parts(&rows) {
+            let [base, merged, written] = [&*base, merged, written].map(|all| &all[place.clone()]);
+            sums += Sums::of(base, merged, written).scaled(scale);
+        }
         if !sums.is_finite() {
             let tensor = name.clone();
             return Err(if base.iter().all(|weight| weight.is_finite()) {
@@ -422,11 +442,13 @@ impl<'a> Transform<'a> {
 }
 
 /// Does to `merged`, which holds `rows` of a tensor, the part of `change` that falls on them;
-/// `base` holds them as they were before any change.
+/// `base` holds them as they were before any change. `own` is what their products are multiplied
+/// by: both hold what the change is of, divided by it.
 fn apply_change(
     change: &Change,
     down: &[f32],
     rows: &Range<usize>,
+    own: f32,
     base: &[f32],
     merged: &mut [f32],
 ) {
@@ -442,27 +464,32 @@ fn apply_change(
     match &change.kind {
         ChangeKind::LowRank { down: shape, up, scale, magnitude } => {
             let up = up.rows_f32(within.clone());
-            let magnitude = magnitude.as_ref().map(|magnitude| magnitude.rows_f32(within));
+            let mut magnitude = magnitude.as_ref().map(|magnitude| magnitude.rows_f32(within));
+            for length in magnitude.iter_mut().flatten() {
+                *length /= own.abs();
+            }
             let change = LowRank {
                 down,
                 up: &up,
                 rank: shape.rows(),
-                scale: *scale,
+                scale: *scale / own,
                 magnitude: magnitude.as_deref(),
             };
             add_low_rank(&change, columns, base, merged);
         }
         ChangeKind::Replace { values, scale: 1.0 } => {
-            merged.copy_from_slice(&values.rows_f32(within));
+            for (weight, saved) in merged.iter_mut().zip(values.rows_f32(within)) {
+                *weight = saved / own;
+            }
         }
         ChangeKind::Replace { values, scale } => {
             for (weight, saved) in merged.iter_mut().zip(values.rows_f32(within)) {
-                *weight += scale * (saved - *weight);
+                *weight += scale * (saved / own - *weight);
             }
         }
         ChangeKind::Add { values, scale } => {
             for (weight, added) in merged.iter_mut().zip(values.rows_f32(within)) {
-                *weight += scale * added;
+                *weight += scale * added / own;
             }
         }
         ChangeKind::ScaleColumns { factors } => {

@@ -2,6 +2,7 @@
 
 use super::description::Description;
 use crate::Error;
+use polylora_adapter::Scales;
 use polylora_file::{Gguf, Tensor};
 use std::collections::{HashMap, HashSet};
 
@@ -53,7 +54,7 @@ pub(crate) enum FeedForward {
     Mixture { router: Linear, gate: Linear, up: Linear, down: Linear },
 }
 
-/// A linear layer, or a stack of experts' layers: `y = W x + bias`.
+/// A linear layer, or a stack of experts' layers: `y = s W x + bias`.
 #[derive(Clone, Debug)]
 pub(crate) struct Linear {
     /// `(rows, columns)`, or `(experts, rows, columns)`.
@@ -62,6 +63,8 @@ pub(crate) struct Linear {
     pub(crate) rows: usize,
     /// Inputs.
     pub(crate) columns: usize,
+    /// The `s` of each expert.
+    pub(crate) scales: Scales,
     pub(crate) bias: Option<Vec<f32>>,
     /// Its number among all places that an adapter may change.
     pub(crate) site: usize,
@@ -320,12 +323,24 @@ impl Finder<'_> {
         Ok(Norm { weight, site })
     }
 
+    /// What the products of a weight are multiplied by.
+    fn scales(&mut self, stem: &str, weight: &Tensor) -> Result<Scales, Error> {
+        let gguf = self.gguf;
+        // The second is for those who round what W reads to four bits: nothing here does, nor does
+        // llama.cpp read it.
+        for name in ["scale", "input_scale"].map(|part| format!("{stem}.{part}")) {
+            self.used.extend(gguf.tensor(&name).map(|tensor| tensor.name.as_str()));
+        }
+        Ok(Scales::find(gguf, &weight.name, &weight.shape)?)
+    }
+
     fn linear(&mut self, stem: &str, rows: usize, columns: usize) -> Result<Linear, Error> {
         let name = format!("{stem}.weight");
         let tensor = self.tensor(&name)?;
         if *tensor.shape != [rows, columns] {
             return Err(shape_error(&tensor, &[&rows.to_string(), &columns.to_string()]));
         }
+        let scales = self.scales(stem, &tensor)?;
         let bias_name = format!("{stem}.bias");
         let bias = match self.has(&bias_name) {
             true => Some(self.vector(&bias_name, rows)?),
@@ -334,7 +349,7 @@ impl Finder<'_> {
         let site = self.next_site();
         self.sites.insert(name, SiteShape::Linear { site, rows, columns, experts: 1 });
         self.sites.insert(bias_name, SiteShape::Bias { site, len: rows });
-        Ok(Linear { tensor, rows, columns, bias, site })
+        Ok(Linear { tensor, rows, columns, scales, bias, site })
     }
 
     fn experts(
@@ -350,9 +365,10 @@ impl Finder<'_> {
             let wanted = [experts, rows, columns].map(|size| size.to_string());
             return Err(shape_error(&tensor, &wanted.each_ref().map(|size| size.as_str())));
         }
+        let scales = self.scales(stem, &tensor)?;
         let site = self.next_site();
         self.sites.insert(name, SiteShape::Linear { site, rows, columns, experts });
-        Ok(Linear { tensor, rows, columns, bias: None, site })
+        Ok(Linear { tensor, rows, columns, scales, bias: None, site })
     }
 
     /// The embedding as a head. An adapter that names a head means this use of it, one that names
@@ -361,7 +377,8 @@ impl Finder<'_> {
         let (rows, columns, site) = (embedding.rows(), embedding.columns(), self.next_site());
         let shape = SiteShape::Linear { site, rows, columns, experts: 1 };
         self.sites.insert(HEAD.to_owned(), shape);
-        Linear { tensor: embedding.clone(), rows, columns, bias: None, site }
+        let (tensor, scales) = (embedding.clone(), Scales::default());
+        Linear { tensor, rows, columns, scales, bias: None, site }
     }
 
     fn check_all_used(&self, architecture: &str) -> Result<(), Error> {
