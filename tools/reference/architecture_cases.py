@@ -10,6 +10,7 @@ import numpy as np
 
 TOKENS = 40
 GEMMA = {"gemma2", "gemma3"}
+EXPERTS = ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"]
 LINEAR = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]
 # The gains of random matrices: attention that is not uniform, logits that spread over a few units.
 GAINS = {"attn_q": 1.4, "attn_k": 1.4, "attn_qkv": 1.3, "ffn_gate": 1.3, "ffn_gate_exps": 1.3}
@@ -33,6 +34,7 @@ class Case:
     `features`: what must matter: a name and the changes that switch it off or alter it, as
     metadata keys with new values (None: left out) or kinds of tensors with a factor (None: left out).
     `ignored`: the same for what llama.cpp must be seen to ignore.
+    `biases`, `scales`: kinds of matrices that have one beside them.
     `contexts`: a name for each context size that the case is run with.
     """
 
@@ -52,6 +54,7 @@ class Case:
     vocabulary: int = 64
     experts: int = 0
     biases: list = field(default_factory=list)
+    scales: list = field(default_factory=list)
     tied: bool = False
     embedding_spread: float = 1.0
     output_gain: float = 2.5
@@ -82,7 +85,8 @@ class Case:
     def type_of(self, name):
         """Norms, biases, vectors and routers are F32, as converters leave them."""
         stem = name.removesuffix(".weight")
-        if "norm" in name or name.endswith(".bias") or name in self.vectors or stem.endswith("ffn_gate_inp"):
+        is_beside = name.endswith((".bias", ".scale"))
+        if "norm" in name or is_beside or name in self.vectors or stem.endswith("ffn_gate_inp"):
             return "F32"
         return self.types.get(stem) or self.types.get(kind_of(name)) or self.types["*"]
 
@@ -140,8 +144,18 @@ class Case:
             out["output.weight"] = rng.standard_normal((self.vocabulary, self.hidden)) * gain
         if self.experts:
             self.separate_experts(out, rng)
+        self.take_scales_out(out)
         out |= {name: np.array(values) for name, values in self.vectors.items()}
         return {name: values.astype(np.float32) for name, values in out.items()}
+
+    def take_scales_out(self, tensors):
+        """One for each expert, or for a whole matrix."""
+        rng = self.random("scales")
+        for name in [name for name in tensors if kind_of(name) in self.scales and name.endswith(".weight")]:
+            experts = tensors[name].shape[:-2]
+            scale = rng.uniform(0.1, 0.6, experts or (1,))
+            tensors[name] = tensors[name] / scale.reshape(*experts, 1, 1)
+            tensors[name.removesuffix("weight") + "scale"] = scale
 
     def separate_experts(self, tensors, rng):
         """Let the first numbers of an embedding choose the experts, with clear distances.
@@ -233,7 +247,7 @@ CASES = [
         adapters=[
             Adapter(
                 "experts",
-                ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_inp", "attn_q", "attn_v", "attn_output"],
+                [*EXPERTS, "ffn_gate_inp", "attn_q", "attn_v", "attn_output"],
                 alpha=4.0, rank=2,
             )
         ],
@@ -242,6 +256,20 @@ CASES = [
         "llama_moe_quantized", "llama", "quantized experts",
         types={"*": "Q8_0", "ffn_gate_exps": "Q4_0", "ffn_up_exps": "NVFP4", "ffn_down_exps": "Q5_0"},
         ffn=64, experts=4,
+    ),
+    Case(
+        "llama_scales", "llama", "scales beside weights; an adapter, which they are not for",
+        types={"*": "NVFP4", "attn_k": "Q8_0", "token_embd": "Q8_0", "output": "Q8_0"}, ffn=64, scales=LINEAR,
+        features={kind: {f"blk.0.{kind}.scale": 2.0} for kind in LINEAR},
+        # With one on the feed-forward layers llama.cpp aborts.
+        adapters=[Adapter("attention", ["attn_q", "attn_k", "attn_v", "attn_output"], alpha=8.0)],
+    ),
+    Case(
+        "llama_moe_scales", "llama", "a scale for each expert; an adapter, which they are not for",
+        types={"*": "NVFP4", "token_embd": "Q8_0", "output": "Q8_0"}, ffn=64, experts=4,
+        scales=["attn_v", "attn_output", *EXPERTS],
+        features={kind: {f"blk.0.{kind}.scale": 2.0} for kind in EXPERTS},
+        adapters=[Adapter("experts", [*EXPERTS, "ffn_gate_inp", "attn_v", "attn_output"], alpha=4.0, rank=2)],
     ),
     Case(
         "qwen2", "qwen2", "biases of q, k and v; an adapter on a quantized base; a window that is ignored",

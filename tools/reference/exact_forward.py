@@ -59,6 +59,8 @@ class Forward:
         """[n, in] -> [n, out]; `expert` selects the matrix of a stack."""
         pick = (lambda stack: stack) if expert is None else (lambda stack: stack[expert])
         y = x @ pick(self.tensors[f"{name}.weight"]).T
+        if f"{name}.scale" in self.tensors:
+            y = y * self.tensors[f"{name}.scale"][expert or 0]
         if f"{name}.weight" in self.adapter:
             a, b = self.adapter[f"{name}.weight"]
             y = y + self.scale * (x @ pick(a).T @ pick(b).T)

@@ -73,7 +73,7 @@ def make_adapter(case, adapter, values):
     """{tensor name: (A, B)} in numpy's order of axes; a stack of experts has one pair each."""
     rng, pairs = case.random(adapter.name), {}
     for name, array in values.items():
-        if kind_of(name) not in adapter.kinds or name.endswith(".bias"):
+        if kind_of(name) not in adapter.kinds or not name.endswith(".weight"):
             continue
         *experts, rows, columns = array.shape
         # The router, and what it reads, get little, so that its choices stay clear.
