@@ -107,18 +107,15 @@ pub fn merge(
                 let output = output.expect("only those were gathered");
                 let rounding = Rounding { plan, output, curvatures: &curvatures, aims: &aims };
                 let aim = rounding.aim()?;
-                let (tensor, kept) = match options.residual_rank {
-                    None => {
-                        let stop = Stop(observer);
-                        (writing.compensated(name, &curvatures, &aim, &stop)?, Vec::new())
-                    }
-                    Some(rank) => {
-                        let less = rounding.without_change(&aim, rank)?;
-                        let stop = Stop(observer);
-                        let tensor = writing.compensated(name, &curvatures, &less, &stop)?;
-                        let kept = rounding.left(aim, &tensor, rank);
-                        (tensor, kept)
-                    }
+                let less = match options.residual_rank {
+                    Some(rank) => Some(rounding.without_change(&aim, rank)?),
+                    None => None,
+                };
+                let to_write = less.as_deref().unwrap_or(&aim);
+                let tensor = writing.compensated(name, &curvatures, to_write, &Stop(observer))?;
+                let kept = match options.residual_rank {
+                    Some(rank) => rounding.left(aim, &tensor, rank),
+                    None => Vec::new(),
                 };
                 let first = kept.first().map(|(_, pair)| pair);
                 if let Some(error) = group.output_error(plan, &tensor, first)? {
@@ -146,7 +143,8 @@ pub fn merge(
     }
     let alone = engine.walk(judged.clone(), &[])?;
     let found = engine.walk_again(&merged, judged.clone(), &present)?;
-    let wanted = logits(engine, engine.walk(judged, &whole)?, &whole);
+    let wanted = engine.walk(judged, &whole)?;
+    let wanted = logits(engine, wanted, &whole);
     let [divergence, base_divergence] =
         [(found, &present[..]), (alone, &[])].map(|(walk, adapters)| {
             divergence(model.vocab_size(), &wanted, &logits(engine, walk, adapters))
@@ -174,12 +172,12 @@ fn held_back(mut texts: Vec<Vec<u32>>) -> (Vec<Vec<u32>>, Vec<Vec<u32>>) {
         return (texts.clone(), texts);
     }
     let all: usize = texts.iter().map(Vec::len).sum();
-    let mut tokens = 0;
-    let is_judged = |text: &Vec<u32>| {
-        tokens += text.len();
-        tokens <= MOST.min(all / PART)
-    };
-    let count = texts.iter().take_while(|text| is_judged(text)).count().max(1);
+    let mut left = MOST.min(all / PART);
+    let fits = texts.iter().map_while(|text| {
+        left = left.checked_sub(text.len())?;
+        Some(text)
+    });
+    let count = fits.count().max(1);
     let others = texts.split_off(count);
     (texts, others)
 }

@@ -94,7 +94,8 @@ fn distance(a: &Logits, b: &Logits) -> f32 {
 }
 
 /// Powers of two: everything comes out the same, but for the last bits of a decomposition, which may
-/// turn single codes. (Measured: 0 and 0.03; without the scale in the residual, 2.5 and 3.8.)
+/// turn single codes, and these the experts that a token goes to. (Measured with a residual: 0 and
+/// 0.44; without the scale in it, 2.5 and 3.8.)
 #[test]
 fn a_calibrated_merge_is_the_same() {
     let folder = tempfile::tempdir().unwrap();
@@ -103,26 +104,29 @@ fn a_calibrated_merge_is_the_same() {
         let case = case(name);
         let plain = Gguf::open(&case.join("base.gguf")).unwrap();
         let scaled = with_scales(&plain, |expert| [0.25, 4.0, 0.5, 8.0][expert], &path("scaled"));
-        let written = |gguf: &Gguf| {
+        let written = |gguf: &Gguf, residual_rank: Option<usize>| {
             let adapters = [adapter(&case, gguf)];
             let rules = TypeRules::parse(&["q4_0"]).unwrap();
             let plan = Plan::merge(gguf, &adapters, &rules, None).unwrap();
             let mut engine = engine(gguf);
             let bytes = plan.tensor_bytes() * 5 / 4;
             let chosen = choose(&plan, &adapters, &mut engine, &texts(), bytes, &()).unwrap();
-            let options = Options { write: OVERWRITE, residual_rank: Some(2) };
+            let options = Options { write: OVERWRITE, residual_rank };
             let out = path("merged");
             let merged =
                 merge(&plan, &adapters, &mut engine, texts(), (&out, options), &()).unwrap();
             let file = Gguf::open(&out).unwrap();
-            let logits = run(&file, &[merged.residual.unwrap()]);
+            let logits = run(&file, merged.residual.as_slice());
             (chosen, logits, run(&file, &[]), run(gguf, &adapters))
         };
-        let (chosen, logits, without, meant) = written(&plain);
-        let (chosen_scaled, logits_scaled, ..) = written(&scaled);
+        let (_, logits, ..) = written(&plain, None);
+        let (_, logits_scaled, ..) = written(&scaled, None);
+        assert_eq!(distance(&logits, &logits_scaled), 0.0, "{name}, without a residual");
+        let (chosen, logits, without, meant) = written(&plain, Some(2));
+        let (chosen_scaled, logits_scaled, ..) = written(&scaled, Some(2));
         assert_eq!(chosen, chosen_scaled, "{name}");
         let error = distance(&logits, &logits_scaled);
-        assert!(error < 0.1, "{name}: {error}");
+        assert!(error < 1.0, "{name}: {error}");
         // The residual counts.
         let (with, without) = (distance(&logits, &meant), distance(&without, &meant));
         assert!(without > 0.05 && with < without, "{name}: {with} of {without}");

@@ -49,7 +49,11 @@ impl Folder {
 
     /// How far a merged model is from the adapter at run time, on what was not calibrated by.
     fn divergence(&self, merged: &str, more: &[&str]) -> f64 {
-        let eval = ["eval", merged, "--text", "unseen.jsonl", "--against", "base.gguf"];
+        self.divergence_on("unseen.jsonl", merged, more)
+    }
+
+    fn divergence_on(&self, text: &str, merged: &str, more: &[&str]) -> f64 {
+        let eval = ["eval", merged, "--text", text, "--against", "base.gguf"];
         let more = [&["--against-adapter", "shout", "--json"], more].concat();
         let found: Value = serde_json::from_str(&self.ok(&[&eval[..], &more].concat())).unwrap();
         found["against"]["divergence"]["value"].as_f64().unwrap()
@@ -68,11 +72,10 @@ fn what_is_calibrated_stays_nearer_to_the_adapter() {
     let size = |name: &str| std::fs::metadata(folder.path(name)).unwrap().len();
     assert_eq!(size("calibrated.gguf"), size("plain.gguf"));
     assert!(report["calibration"]["tokens"].as_u64().unwrap() > 1500);
-    // On other text, and there on answers alone: what is told is of that kind.
-    for (name, found) in
-        [("divergence", calibrated), ("base_divergence", folder.divergence("base.gguf", &[]))]
-    {
+    // Told of what was held back of the same text, and there not of answers alone.
+    for (name, model) in [("divergence", "calibrated.gguf"), ("base_divergence", "base.gguf")] {
         let told = report["calibration"][name].as_f64().unwrap();
+        let found = folder.divergence_on("seen.jsonl", model, &[]);
         assert!((0.25..4.0).contains(&(told / found)), "{name}: {told} beside {found}");
     }
     assert!(report["verdict"].as_str().unwrap().contains("polylora eval"));
