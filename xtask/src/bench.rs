@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 pub(crate) enum Bench {
     /// Merging an adapter: against llama-export-lora and llama-quantize
     Merge(Setting),
-    /// Quantizing F16 to Q4_K_M: against llama-quantize, whose tensors must be the same
+    /// Quantizing F16: against llama-quantize, whose tensors must be the same
     Quantize(quantize::Quantize),
     /// From nothing to the first token: against llama-completion
     Load(Setting),

@@ -12,7 +12,7 @@ mod tidy;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use polylora::synthetic::{TINY_LLAMA, quantize_file};
+use polylora::synthetic::{Llama, TINY_LLAMA, quantize_file};
 use std::path::{Path, PathBuf};
 
 /// Checks, models and benchmarks of this repository.
@@ -98,18 +98,28 @@ struct Model {
 /// Rank of the adapter on all linear layers.
 const RANK: usize = 16;
 
+/// Makes the model in F16, of all its layers or fewer, if it is not there yet.
+fn make_f16(dir: &Path, layers: usize) -> Result<PathBuf> {
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let name = match layers {
+        all if all == TINY_LLAMA.layers => "random-1.1b-f16.gguf".to_owned(),
+        some => format!("random-{some}-layers-f16.gguf"),
+    };
+    let path = dir.join(name);
+    if !path.exists() {
+        // With a vocabulary, so that it can also be asked over HTTP.
+        Llama { layers, ..TINY_LLAMA }.write_f16_with_vocabulary(&path)?;
+    }
+    Ok(path)
+}
+
 /// Makes what of the model is not there yet.
 fn make_model(dir: &Path) -> Result<Model> {
-    std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let model = Model {
-        f16: dir.join("random-1.1b-f16.gguf"),
+        f16: make_f16(dir, TINY_LLAMA.layers)?,
         q4_k_m: dir.join("random-1.1b-q4_k_m.gguf"),
         adapter: dir.join("random-rank16"),
     };
-    if !model.f16.exists() {
-        // With a vocabulary, so that it can also be asked over HTTP.
-        TINY_LLAMA.write_f16_with_vocabulary(&model.f16)?;
-    }
     if !model.q4_k_m.exists() {
         quantize_file(&model.f16, &model.q4_k_m, &"Q4_K_M".parse()?)?;
     }

@@ -1,8 +1,8 @@
 use super::{Setting, measure, median, ratio};
-use crate::make_model;
+use crate::make_f16;
 use anyhow::{Result, ensure};
 use polylora::file::Gguf;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// `cargo xtask bench quantize`
 #[derive(clap::Args)]
@@ -10,36 +10,49 @@ pub(crate) struct Quantize {
     #[command(flatten)]
     setting: Setting,
     /// What to quantize to
-    #[arg(long = "type", default_value = "Q4_K_M")]
-    ty: String,
+    #[arg(long = "types", value_delimiter = ',', default_value = "Q4_K_M")]
+    types: Vec<String>,
+    /// Layers of the model: some types take llama-quantize long
+    #[arg(long, default_value_t = 22)]
+    layers: usize,
+    /// An importance matrix for both, which some types need
+    #[arg(long)]
+    imatrix: Option<PathBuf>,
 }
 
 impl Quantize {
     pub(super) fn run(self) -> Result<()> {
-        let setting = self.setting;
-        let model = make_model(&setting.dir)?;
+        let model = make_f16(&self.setting.dir, self.layers)?;
+        println!("| type | ours: s | llama-quantize: s | times (each run's) |");
+        println!("|---|---|---|---|");
+        for ty in &self.types {
+            self.measure(&model, ty)?;
+        }
+        println!("All tensors are the same, byte for byte.");
+        Ok(())
+    }
+
+    fn measure(&self, model: &Path, ty: &str) -> Result<()> {
+        let setting = &self.setting;
         let (our_file, their_file) =
             (setting.dir.join("ours.gguf"), setting.dir.join("theirs.gguf"));
-        println!("| run | ours: s | llama-quantize: s | times |");
-        println!("|---|---|---|---|");
+        let imatrix = self.imatrix.iter().flat_map(|path| ["--imatrix".as_ref(), path.as_os_str()]);
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-        for rep in 1..=setting.reps {
+        for _ in 0..setting.reps {
             let mut our = setting.ours();
-            our.arg("quantize").arg(&model.f16).arg(&our_file).arg(&self.ty);
+            our.arg("quantize").arg(model).arg(&our_file).arg(ty).args(imatrix.clone());
             let our = measure(our.args(["--force", "--threads", &setting.threads()]))?;
             let mut their = setting.theirs("llama-quantize");
-            their.arg(&model.f16).arg(&their_file).arg(&self.ty);
+            their.args(imatrix.clone()).arg(model).arg(&their_file).arg(ty);
             let their = measure(their.arg(setting.threads()))?;
             ours.push(our.time.as_secs_f64());
             theirs.push(their.time.as_secs_f64());
-            let (our, their) = (ours[rep - 1], theirs[rep - 1]);
-            println!("| {rep} | {our:.2} | {their:.2} | {:.1} |", their / our);
         }
-        let times = ratio(&theirs, &ours);
-        println!("| median | {:.2} | {:.2} | {times:.1} |", median(ours), median(theirs));
-        same_tensors(&our_file, &their_file)?;
-        println!("All tensors are the same, byte for byte.");
-        Ok(())
+        let each: Vec<String> =
+            theirs.iter().zip(&ours).map(|(b, a)| format!("{:.1}", b / a)).collect();
+        let (times, each) = (ratio(&theirs, &ours), each.join(" "));
+        println!("| {ty} | {:.2} | {:.2} | {times:.1} ({each}) |", median(ours), median(theirs));
+        same_tensors(&our_file, &their_file)
     }
 }
 
