@@ -274,3 +274,23 @@ pub(crate) fn load(
     let loaded = adapters.iter().map(|adapter| engine.load_adapter(adapter));
     Ok(loaded.collect::<Result<_, _>>()?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_texts_are_held_back() {
+        let lengths = |texts: &[Vec<u32>]| texts.iter().map(Vec::len).collect::<Vec<_>>();
+        let parted = |all: &[usize]| {
+            let (judged, others) = held_back(all.iter().map(|&length| vec![7; length]).collect());
+            (lengths(&judged), lengths(&others))
+        };
+        // A sixteenth of 320; of a text that is longer than that, all the same; no more than 1024.
+        assert_eq!(parted(&[10, 10, 100, 200]), (vec![10, 10], vec![100, 200]));
+        assert_eq!(parted(&[100, 50]), (vec![100], vec![50]));
+        assert_eq!(parted(&[500; 50]), (vec![500; 2], vec![500; 48]));
+        // Nothing else is there.
+        assert_eq!(parted(&[100]), (vec![100], vec![100]));
+    }
+}
