@@ -35,7 +35,8 @@ pub struct Calibration {
     /// Tokens that it was calibrated by.
     pub tokens: usize,
     /// How far the next token's distribution is from that of the base with the adapters at run time:
-    /// the mean Kullback-Leibler divergence, in nats, on a part of the text that was held back.
+    /// the mean Kullback-Leibler divergence, in nats, on a part of the texts that was held back; of a
+    /// single text, on that.
     pub divergence: f64,
     /// The same of the base without the adapters.
     pub base_divergence: f64,

@@ -18,9 +18,9 @@ const AIM_DAMPING: f32 = 0.05;
 
 /// How errors of a row count that reads what was summed up, and what rows are to aim at, if not at
 /// what they are.
-pub(crate) fn moments(columns: usize, mut sums: Sums) -> (Curvature, Option<Aim>) {
+pub(crate) fn moments(mut sums: Sums) -> (Curvature, Option<Aim>) {
     sums.sum_up();
-    (curvature(columns, &sums.square), Aim::new(columns, &sums))
+    (curvature(sums.columns(), &sums.square), Aim::new(&sums))
 }
 
 /// `H = F D F^T`, `F` unit upper triangular, of a sum of squares.
@@ -62,10 +62,11 @@ pub(crate) struct Aim {
 
 impl Aim {
     /// None, where all inputs are what they should be.
-    fn new(columns: usize, sums: &Sums) -> Option<Aim> {
+    fn new(sums: &Sums) -> Option<Aim> {
         if sums.cross.is_empty() {
             return None;
         }
+        let columns = sums.columns();
         let mean = mean_square(columns, &sums.square)?;
         let factor = factor(columns, AIM_DAMPING * mean, |i, j| sums.square[j * columns + i]);
         let cross = MatRef::from_column_major_slice(&sums.cross, columns, columns).to_owned();
@@ -144,7 +145,7 @@ mod tests {
         }
         let mut sums = Sums::new(COLUMNS);
         sums.add(&x, &meant);
-        let (_, aim) = moments(COLUMNS, sums);
+        let (_, aim) = moments(sums);
         let mut moved = weights.clone();
         aim.expect("inputs are not what they should be").apply(&mut moved);
         let wanted = given(&meant, &weights);
@@ -159,7 +160,7 @@ mod tests {
         let x = random(100, 1);
         let mut sums = Sums::new(COLUMNS);
         sums.add(&x, &x);
-        assert!(moments(COLUMNS, sums).1.is_none());
-        assert!(moments(COLUMNS, Sums::new(COLUMNS)).1.is_none());
+        assert!(moments(sums).1.is_none());
+        assert!(moments(Sums::new(COLUMNS)).1.is_none());
     }
 }

@@ -86,8 +86,7 @@ impl Group {
     /// For each expert, how errors of its rows count, all alike where it read nothing, and what they
     /// are to aim at.
     pub(crate) fn finish(&mut self) -> Vec<(Curvature, Option<Aim>)> {
-        let sums = std::mem::take(&mut self.sums).into_iter();
-        sums.map(|sums| moments(self.columns, sums)).collect()
+        std::mem::take(&mut self.sums).into_iter().map(moments).collect()
     }
 
     /// How far the outputs of a tensor that was `written`, with what is `kept` beside it, are from

@@ -1,9 +1,8 @@
 //! Sums of products of what layers read.
 //!
 //! A sum over tokens of `x[i] * y[k]` is the product of two rows of a turned matrix, so these sums are
-//! made by the products that models are run with, of codes of eight bits: several times as fast as
-//! those in single precision. Their rounding adds noise with a ten-thousandth of the values' variance,
-//! a hundredth of what the moments are damped by.
+//! made by the products that models are run with, of codes of eight bits. Their rounding adds noise with
+//! a ten-thousandth of the values' variance, a hundredth of what the moments are damped by.
 
 use polylora_quant::GgmlType::{self, Q8_0};
 use polylora_quant::product::{Activations, Scratch, Way, multiply};
@@ -38,9 +37,14 @@ impl Sums {
         Sums { square: Vec::new(), cross: Vec::new(), waiting }
     }
 
+    /// The length of the rows.
+    pub(crate) fn columns(&self) -> usize {
+        self.waiting[0].columns
+    }
+
     /// Adds `x` and `y`, `(rows, columns)` each.
     pub(crate) fn add(&mut self, inputs: &[f32], meant: &[f32]) {
-        let columns = self.waiting[0].columns;
+        let columns = self.columns();
         for (x, y) in inputs.chunks(TOGETHER * columns).zip(meant.chunks(TOGETHER * columns)) {
             if self.waiting[0].rows + x.len() / columns > TOGETHER {
                 self.sum_up();

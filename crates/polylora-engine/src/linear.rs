@@ -3,8 +3,8 @@
 //! ```text
 //! prepare    x rounded to 8 bits, in a phase over rows
 //! multiply   lora_a x, then W x for some rows of W, to which lora_b (lora_a x) is added while they
-//!            are in the cache (times the scale that some files have beside W), in one phase: hardly anybody waits for lora_a x, which is begun
-//!            first
+//!            are in the cache (times the scale that some files have beside W), in one phase: hardly
+//!            anybody waits for lora_a x, which is begun first
 //! ```
 
 use crate::adapter::{LinearChange, Pair};
@@ -222,8 +222,8 @@ impl Inputs {
         rows
     }
 
-    /// `out[row] = s W x + bias` with all that adapters add, each set with its expert; for one or more
-    /// layers side by side, whose outputs follow each other in rows of `out`.
+    /// `out[row] = s W x + bias` with all that adapters add, each set with its expert; for one or
+    /// more layers side by side, whose outputs follow each other in rows of `out`.
     pub(crate) fn multiply(
         &self,
         context: &Context<'_>,
