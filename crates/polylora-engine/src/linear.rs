@@ -474,7 +474,7 @@ fn parts<L: Copy>(
     sets: &[RowSet],
 ) -> Vec<(L, Range<usize>)> {
     /// Products of so many tokens and rows stay in the second cache until they are written.
-    const PRODUCTS: usize = 32 * 512;
+    const PRODUCTS: usize = 64 * 512;
     /// Of what is left, a thread takes its share divided by this.
     const SHARES: usize = 2;
     let tokens = sets.iter().map(RowSet::len).sum::<usize>() / sets.len().max(1);

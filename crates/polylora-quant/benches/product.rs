@@ -10,7 +10,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 const COLUMNS: usize = 2048;
-const CASES: [(usize, Way); 7] = [
+const CASES: [(usize, Way); 8] = [
     (1, Way::Few),
     (1, Way::Many),
     (4, Way::Few),
@@ -18,6 +18,7 @@ const CASES: [(usize, Way); 7] = [
     (8, Way::Many),
     (16, Way::Few),
     (256, Way::Many),
+    (1024, Way::Many),
 ];
 /// Bytes of weights: far more than a cache holds.
 const WEIGHTS: usize = 128 << 20;

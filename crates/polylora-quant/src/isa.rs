@@ -182,6 +182,8 @@ pub trait Simd: Copy {
     const TOP_CODE: i32;
     /// The most tokens in a tile.
     const TILE: usize;
+    /// Whether the registers can hold tiles of two panels, for which each activation is read once.
+    const PAIRS: bool = false;
     /// Tokens in a tile: what the registers can hold, for codes of which `span` products fit in
     /// sixteen bits.
     #[inline(always)]
@@ -216,17 +218,17 @@ pub trait Simd: Copy {
     /// `SIGNED`, signed ones. `x` never holds -128.
     fn dot<const SIGNED: bool>(self, weights: &[u8; 64], x: &[i8; 64]) -> Self::F32;
 
-    /// Lane `r` of `out[t]`: the sum of `weights[q][4 * r + i] * x[t][q][i]` over all `q` and four
-    /// `i`: sixteen rows by `T` tokens. `weights` and all of `x` are of one length.
+    /// Lane `r` of `out[p][t]`: the sum of `weights[p][q][4 * r + i] * x[t][q][i]` over all `q` and four
+    /// `i`: `P` panels of sixteen rows by `T` tokens. All of `weights` and `x` are of one length.
     ///
     /// The weights' codes are as in [`dot`](Simd::dot). Of unsigned ones, the products for `span`
     /// times one `q` are never more than sixteen bits hold: see [`span`].
-    fn tile<const T: usize, const SIGNED: bool>(
+    fn tile<const P: usize, const T: usize, const SIGNED: bool>(
         self,
-        weights: &[[u8; 64]],
+        weights: [&[[u8; 64]]; P],
         x: [&[[i8; 4]]; T],
         span: usize,
-    ) -> [Self::F32; T];
+    ) -> [[Self::F32; T]; P];
 }
 
 /// How many sums of two products fit in sixteen bits, a power of two up to 8, where one factor is

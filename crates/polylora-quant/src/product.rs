@@ -26,7 +26,7 @@ pub use float_panels::FloatPanels;
 pub(crate) use float_panels::{Columns, sixteen};
 
 use crate::{GgmlType, Isa, RowError};
-use panels::{Panel, Sums};
+use panels::{Panels, Sums};
 use rows::Rows;
 
 /// How tokens go through a product. Both ways give the same but for the order of sums, which is
@@ -50,7 +50,7 @@ impl Way {
 #[derive(Debug, Default)]
 pub struct Scratch {
     row: Vec<f32>,
-    panel: Option<Box<Panel>>,
+    panels: Option<Box<Panels>>,
     sums: Vec<Sums>,
 }
 
@@ -86,8 +86,8 @@ pub fn multiply(
     match way {
         Way::Few => (blocks.rows)(isa, what),
         Way::Many => {
-            let panel = scratch.panel.get_or_insert_with(|| Box::new(Panel::ZERO));
-            panels::multiply_panels(isa, blocks.panels, what, panel, &mut scratch.sums);
+            let panels = scratch.panels.get_or_insert_with(|| Box::new(Panels::ZERO));
+            panels::multiply_panels(isa, blocks.panels, what, panels, &mut scratch.sums);
         }
     }
     Ok(())

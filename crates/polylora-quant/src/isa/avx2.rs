@@ -266,36 +266,40 @@ impl<const VNNI: bool> Simd for Eights<VNNI> {
     }
 
     #[inline(always)]
-    fn tile<const T: usize, const SIGNED: bool>(
+    fn tile<const P: usize, const T: usize, const SIGNED: bool>(
         self,
-        weights: &[[u8; 64]],
+        weights: [&[[u8; 64]]; P],
         x: [&[[i8; 4]]; T],
         span: usize,
-    ) -> [F32; T] {
-        let mut sums = [[op!(_mm256_setzero_si256()); 2]; T];
-        if VNNI {
-            vnni_quads(weights, x, &mut sums);
-        } else if SIGNED || span == 1 {
-            wide_quads::<T, 1, SIGNED>(weights, x, &mut sums);
-        } else if span == 2 {
-            wide_quads::<T, 2, SIGNED>(weights, x, &mut sums);
-        } else if weights.len() <= span {
-            let two = quads::<T>(weights, x, 0);
-            for t in 0..T {
-                sums[t] = [sums_of_four(two[t][0]), sums_of_four(two[t][1])];
-            }
-        } else {
-            for (n, weights) in weights.chunks(span).enumerate() {
-                let two = quads::<T>(weights, x, n * span);
+    ) -> [[F32; T]; P] {
+        let mut out = [[self.splat(0.0); T]; P];
+        for p in 0..P {
+            let weights = weights[p];
+            let mut sums = [[op!(_mm256_setzero_si256()); 2]; T];
+            if VNNI {
+                vnni_quads(weights, x, &mut sums);
+            } else if SIGNED || span == 1 {
+                wide_quads::<T, 1, SIGNED>(weights, x, &mut sums);
+            } else if span == 2 {
+                wide_quads::<T, 2, SIGNED>(weights, x, &mut sums);
+            } else if weights.len() <= span {
+                let two = quads::<T>(weights, x, 0);
                 for t in 0..T {
-                    sums[t][0] = op!(_mm256_add_epi32(sums[t][0], sums_of_four(two[t][0])));
-                    sums[t][1] = op!(_mm256_add_epi32(sums[t][1], sums_of_four(two[t][1])));
+                    sums[t] = [sums_of_four(two[t][0]), sums_of_four(two[t][1])];
+                }
+            } else {
+                for (n, weights) in weights.chunks(span).enumerate() {
+                    let two = quads::<T>(weights, x, n * span);
+                    for t in 0..T {
+                        sums[t][0] = op!(_mm256_add_epi32(sums[t][0], sums_of_four(two[t][0])));
+                        sums[t][1] = op!(_mm256_add_epi32(sums[t][1], sums_of_four(two[t][1])));
+                    }
                 }
             }
-        }
-        let mut out = [self.splat(0.0); T];
-        for t in 0..T {
-            out[t] = F32(op!(_mm256_cvtepi32_ps(sums[t][0])), op!(_mm256_cvtepi32_ps(sums[t][1])));
+            for t in 0..T {
+                let [low, high] = sums[t];
+                out[p][t] = F32(op!(_mm256_cvtepi32_ps(low)), op!(_mm256_cvtepi32_ps(high)));
+            }
         }
         out
     }

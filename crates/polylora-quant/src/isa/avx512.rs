@@ -155,7 +155,8 @@ impl Simd for Avx512 {
     }
 
     const TOP_CODE: i32 = 255; // VNNI adds in 32 bits.
-    const TILE: usize = 8;
+    const TILE: usize = 6; // By two: twelve sums of codes and twelve totals, of 32 registers.
+    const PAIRS: bool = true;
 
     #[inline(always)]
     fn widen(self, half: u16) -> f32 {
@@ -204,27 +205,38 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn tile<const T: usize, const SIGNED: bool>(
+    fn tile<const P: usize, const T: usize, const SIGNED: bool>(
         self,
-        weights: &[[u8; 64]],
+        mut weights: [&[[u8; 64]]; P],
         mut x: [&[[i8; 4]]; T],
         _: usize,
-    ) -> [F32; T] {
+    ) -> [[F32; T]; P] {
         debug_assert!(!SIGNED, "every code fits an unsigned byte");
-        for x in &mut x {
-            *x = &x[..weights.len()];
+        let length = weights[0].len();
+        for weights in &mut weights {
+            *weights = &weights[..length];
         }
-        let mut sums = [op!(_mm512_setzero_si512()); T];
-        for q in 0..weights.len() {
-            let w = op!(_mm512_loadu_si512(weights[q].as_ptr().cast()));
+        for x in &mut x {
+            *x = &x[..length];
+        }
+        let mut sums = [[op!(_mm512_setzero_si512()); T]; P];
+        for q in 0..length {
+            let mut w = [op!(_mm512_setzero_si512()); P];
+            for p in 0..P {
+                w[p] = op!(_mm512_loadu_si512(weights[p][q].as_ptr().cast()));
+            }
             for t in 0..T {
                 let x = op!(_mm512_set1_epi32(x[t][q].as_ptr().cast::<i32>().read_unaligned()));
-                sums[t] = op!(_mm512_dpbusd_epi32(sums[t], w, x));
+                for p in 0..P {
+                    sums[p][t] = op!(_mm512_dpbusd_epi32(sums[p][t], w[p], x));
+                }
             }
         }
-        let mut out = [self.splat(0.0); T];
-        for t in 0..T {
-            out[t] = F32(op!(_mm512_cvtepi32_ps(sums[t])));
+        let mut out = [[self.splat(0.0); T]; P];
+        for p in 0..P {
+            for t in 0..T {
+                out[p][t] = F32(op!(_mm512_cvtepi32_ps(sums[p][t])));
+            }
         }
         out
     }

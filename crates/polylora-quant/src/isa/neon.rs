@@ -252,32 +252,35 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn tile<const T: usize, const SIGNED: bool>(
+    fn tile<const P: usize, const T: usize, const SIGNED: bool>(
         self,
-        codes: &[[u8; 64]],
-        mut x: [&[[i8; 4]]; T],
+        panels: [&[[u8; 64]]; P],
+        x: [&[[i8; 4]]; T],
         _: usize,
-    ) -> [F32; T] {
-        for x in &mut x {
-            *x = &x[..codes.len()];
-        }
-        let mut sums = [[op!(vdupq_n_s32(0)); QUARTERS]; T];
-        for q in 0..codes.len() {
-            let codes = weights(&codes[q]);
-            for t in 0..T {
-                let x = i32::from_ne_bytes([
-                    x[t][q][0] as u8,
-                    x[t][q][1] as u8,
-                    x[t][q][2] as u8,
-                    x[t][q][3] as u8,
-                ]);
-                let x = op!(vreinterpretq_s8_s32(vdupq_n_s32(x)));
-                sums[t] = quarters!(I => sdot(sums[t][I], codes[I], x));
+    ) -> [[F32; T]; P] {
+        let mut out = [[self.splat(0.0); T]; P];
+        for p in 0..P {
+            let (codes, mut x) = (panels[p], x);
+            for x in &mut x {
+                *x = &x[..codes.len()];
             }
-        }
-        let mut out = [self.splat(0.0); T];
-        for t in 0..T {
-            out[t] = F32(quarters!(I => op!(vcvtq_f32_s32(sums[t][I]))));
+            let mut sums = [[op!(vdupq_n_s32(0)); QUARTERS]; T];
+            for q in 0..codes.len() {
+                let codes = weights(&codes[q]);
+                for t in 0..T {
+                    let x = i32::from_ne_bytes([
+                        x[t][q][0] as u8,
+                        x[t][q][1] as u8,
+                        x[t][q][2] as u8,
+                        x[t][q][3] as u8,
+                    ]);
+                    let x = op!(vreinterpretq_s8_s32(vdupq_n_s32(x)));
+                    sums[t] = quarters!(I => sdot(sums[t][I], codes[I], x));
+                }
+            }
+            for t in 0..T {
+                out[p][t] = F32(quarters!(I => op!(vcvtq_f32_s32(sums[t][I]))));
+            }
         }
         out
     }

@@ -126,28 +126,29 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn tile<const T: usize, const SIGNED: bool>(
+    fn tile<const P: usize, const T: usize, const SIGNED: bool>(
         self,
-        weights: &[[u8; 64]],
+        weights: [&[[u8; 64]]; P],
         x: [&[[i8; 4]]; T],
         _: usize,
-    ) -> [F32; T] {
+    ) -> [[F32; T]; P] {
         debug_assert!(!SIGNED, "every code fits an unsigned byte");
-        let mut out = [F32([0.0; LANES]); T];
-        for (out, x) in out.iter_mut().zip(x) {
-            // Added up last, four to a row: no lane waits for another.
-            let mut sums = [0_i32; 4 * LANES];
-            for (weights, x) in weights.iter().zip(x) {
-                for (sums, w) in
-                    sums.as_chunks_mut::<4>().0.iter_mut().zip(weights.as_chunks::<4>().0)
-                {
-                    for i in 0..4 {
-                        sums[i] += i32::from(i16::from(w[i]) * i16::from(x[i]));
+        let mut out = [[F32([0.0; LANES]); T]; P];
+        for (out, weights) in out.iter_mut().zip(weights) {
+            for (out, x) in out.iter_mut().zip(x) {
+                // Added up last, four to a row: no lane waits for another.
+                let mut sums = [0_i32; 4 * LANES];
+                for (weights, x) in weights.iter().zip(x) {
+                    let quads = sums.as_chunks_mut::<4>().0.iter_mut();
+                    for (sums, w) in quads.zip(weights.as_chunks::<4>().0) {
+                        for i in 0..4 {
+                            sums[i] += i32::from(i16::from(w[i]) * i16::from(x[i]));
+                        }
                     }
                 }
-            }
-            for (out, sums) in out.0.iter_mut().zip(sums.as_chunks::<4>().0) {
-                *out = sums.iter().sum::<i32>() as f32;
+                for (out, sums) in out.0.iter_mut().zip(sums.as_chunks::<4>().0) {
+                    *out = sums.iter().sum::<i32>() as f32;
+                }
             }
         }
         out

@@ -1,8 +1,8 @@
 //! Products with many tokens: sixteen rows of weights are packed side by side, and each tile of
 //! them by a few tokens stays in registers.
 //!
-//! A slab of sixteen rows is packed and multiplied with all tokens before the next: it stays in
-//! the first cache.
+//! A slab of a few panels is packed and multiplied with all tokens before the next: it stays in the
+//! first cache, and so do a tile's tokens until all of these panels have met them.
 
 use super::activations::{ACTIVATION_GROUP, Activations, Slab};
 use super::ahead::Ahead;
@@ -19,13 +19,23 @@ const QUAD: usize = 4;
 /// A slab of sixteen rows.
 #[derive(Clone, Debug)]
 #[repr(align(64))] // Read a register at a time.
-pub(crate) struct Panel {
+struct Panel {
     codes: [[u8; QUAD * LANES]; SLAB / QUAD],
     scales: [[f32; LANES]; GROUPS],
     /// Minima with their sign turned.
     offsets: [[f32; LANES]; GROUPS],
-    /// The rows before they are laid side by side.
+}
+
+/// Panels that are multiplied together: more save nothing, as their slabs would not stay in the first
+/// cache.
+const TOGETHER: usize = 4;
+
+/// What weights are packed in.
+#[derive(Clone, Debug)]
+pub(super) struct Panels {
+    /// The rows of one before they are laid side by side.
     rows: [Codes; LANES],
+    packed: [Panel; TOGETHER],
 }
 
 /// Sixteen sums.
@@ -34,18 +44,16 @@ pub(crate) struct Panel {
 pub(super) struct Sums([f32; LANES]);
 
 impl Panel {
-    pub(super) const ZERO: Panel = Panel {
+    const ZERO: Panel = Panel {
         codes: [[0; QUAD * LANES]; SLAB / QUAD],
         scales: [[0.0; LANES]; GROUPS],
         offsets: [[0.0; LANES]; GROUPS],
-        rows: [Codes::ZERO; LANES],
     };
+}
 
-    /// All codes before they are laid side by side.
-    #[cfg(test)]
-    pub(super) fn decoded(&self) -> impl Iterator<Item = u8> {
-        self.rows.iter().flat_map(|row| row.codes).map(|code| code as u8)
-    }
+impl Panels {
+    pub(super) const ZERO: Panels =
+        Panels { rows: [Codes::ZERO; LANES], packed: [Panel::ZERO; TOGETHER] };
 }
 
 /// What a format must tell of itself to be multiplied in panels.
@@ -56,7 +64,7 @@ pub(crate) struct Layout {
     /// The highest code after all are shifted to begin at zero.
     pub(crate) top: i32,
     /// Decodes the `n`th slab of up to sixteen rows, each of so many bytes.
-    pub(crate) decode: fn(Isa, rows: &[u8], row_bytes: usize, n: usize, &mut Panel),
+    pub(crate) decode: fn(Isa, rows: &[u8], row_bytes: usize, n: usize, &mut [Codes; LANES]),
 }
 
 /// Fills in [`Rows`], for any number of tokens.
@@ -64,22 +72,36 @@ pub(super) fn multiply_panels(
     isa: Isa,
     layout: Layout,
     Rows { weights, x, tokens, out, stride, ahead }: Rows<'_>,
-    panel: &mut Panel,
+    panels: &mut Panels,
     sums: &mut Vec<Sums>,
 ) {
     let row_bytes = weights.len() / stride;
-    let steps = stride.div_ceil(LANES) * x.columns().div_ceil(SLAB);
-    let mut ahead = Ahead::new(ahead, steps);
-    for (p, weights) in weights.chunks(LANES * row_bytes).enumerate() {
+    let panel_bytes = LANES * row_bytes;
+    let slabs = x.columns().div_ceil(SLAB);
+    let mut ahead = Ahead::new(ahead, stride.div_ceil(TOGETHER * LANES) * slabs);
+    let mut first = 0;
+    for weights in weights.chunks(TOGETHER * panel_bytes) {
+        let Panels { rows, packed } = panels;
+        let packed = &mut packed[..weights.len().div_ceil(panel_bytes)];
         sums.clear();
-        sums.resize(tokens.len(), Sums([0.0; LANES]));
-        for n in 0..x.columns().div_ceil(SLAB) {
-            (layout.decode)(isa, weights, row_bytes, n, panel);
-            isa.run(Tiles { layout, panel, x, n, tokens, sums, ahead: &mut ahead });
+        sums.resize(packed.len() * tokens.len(), Sums([0.0; LANES]));
+        for n in 0..slabs {
+            for (weights, panel) in weights.chunks(panel_bytes).zip(&mut *packed) {
+                (layout.decode)(isa, weights, row_bytes, n, rows);
+                isa.run(SideBySide { rows, panel });
+            }
+            isa.run(Tiles { layout, panels: packed, x, n, tokens, sums, ahead: &mut ahead });
         }
-        let lanes = weights.len() / row_bytes;
-        for (sums, out) in sums.iter().zip(out.chunks_exact_mut(stride)) {
-            out[p * LANES..][..lanes].copy_from_slice(&sums.0[..lanes]);
+        for sums in sums.chunks_exact(tokens.len()) {
+            let lanes = LANES.min(stride - first);
+            for (sums, out) in sums.iter().zip(out.chunks_exact_mut(stride)) {
+                let out = &mut out[first..first + lanes];
+                match out.as_mut_array() {
+                    Some(out) => *out = sums.0,
+                    None => out.copy_from_slice(&sums.0[..lanes]),
+                }
+            }
+            first += lanes;
         }
     }
 }
@@ -90,9 +112,9 @@ pub(crate) fn decode_rows<F: Format>(
     rows: &[u8],
     row_bytes: usize,
     n: usize,
-    panel: &mut Panel,
+    codes: &mut [Codes; LANES],
 ) {
-    struct Of<'a, F: Format>(&'a [F::Block], usize, usize, &'a mut Panel);
+    struct Of<'a, F: Format>(&'a [F::Block], usize, usize, &'a mut [Codes; LANES]);
 
     impl<F: Format> Kernel for Of<'_, F> {
         type Output = ();
@@ -101,8 +123,8 @@ pub(crate) fn decode_rows<F: Format>(
 
         #[inline(always)]
         fn run<S: Simd>(self, s: S) {
-            let Of(weights, row_blocks, n, panel) = self;
-            for (row, codes) in weights.chunks_exact(row_blocks).zip(&mut panel.rows) {
+            let Of(weights, row_blocks, n, codes) = self;
+            for (row, codes) in weights.chunks_exact(row_blocks).zip(codes) {
                 let from = n * (SLAB / F::WEIGHTS);
                 let to = row.len().min(from + SLAB / F::WEIGHTS);
                 let blocks = &row[from..to];
@@ -116,40 +138,49 @@ pub(crate) fn decode_rows<F: Format>(
         }
     }
 
-    isa.run(Of::<F>(blocks(rows), row_bytes / size_of::<F::Block>(), n, panel));
+    isa.run(Of::<F>(blocks(rows), row_bytes / size_of::<F::Block>(), n, codes));
 }
 
-/// Rows to columns, of codes in fours, of scales and of minima.
-#[inline(always)]
-fn side_by_side<S: Simd>(s: S, panel: &mut Panel) {
-    let zero = s.splat(0.0);
-    let mut rows = [zero; LANES];
-    for (c, columns) in panel.codes.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-        for (row, codes) in rows.iter_mut().zip(&panel.rows) {
-            // Moved as if they were floats.
-            let quads: &[u8; QUAD * LANES] = &codes.codes.as_bytes().as_chunks().0[c];
-            *row = s.load(&transmute!(*quads));
+/// Packs decoded rows: rows to columns, of codes in fours, of scales and of minima.
+struct SideBySide<'a> {
+    rows: &'a [Codes; LANES],
+    panel: &'a mut Panel,
+}
+
+impl Kernel for SideBySide<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let SideBySide { rows: decoded, panel } = self;
+        let zero = s.splat(0.0);
+        let mut rows = [zero; LANES];
+        for (c, columns) in panel.codes.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            for (row, codes) in rows.iter_mut().zip(decoded) {
+                // Moved as if they were floats.
+                let quads: &[u8; QUAD * LANES] = &codes.codes.as_bytes().as_chunks().0[c];
+                *row = s.load(&transmute!(*quads));
+            }
+            for (column, quads) in s.transpose(rows).iter().zip(columns) {
+                *quads = transmute!(column.to_array());
+            }
         }
-        for (column, quads) in s.transpose(rows).iter().zip(columns) {
-            *quads = transmute!(column.to_array());
-        }
-    }
-    for offsets in [false, true] {
-        for (row, codes) in rows.iter_mut().zip(&panel.rows) {
-            *row = if offsets { zero - s.load(&codes.mins) } else { s.load(&codes.scales) };
-        }
-        let columns = if offsets { &mut panel.offsets } else { &mut panel.scales };
-        for (column, out) in s.transpose(rows).iter().zip(columns) {
-            *out = column.to_array();
+        for offsets in [false, true] {
+            for (row, codes) in rows.iter_mut().zip(decoded) {
+                *row = if offsets { zero - s.load(&codes.mins) } else { s.load(&codes.scales) };
+            }
+            let columns = if offsets { &mut panel.offsets } else { &mut panel.scales };
+            for (column, out) in s.transpose(rows).iter().zip(columns) {
+                *out = column.to_array();
+            }
         }
     }
 }
 
-/// Packs a panel of decoded rows, and adds to `sums` its products with the `n`th slab of all
-/// tokens.
+/// Adds to `sums`, `(panels, tokens)`, the products of packed panels with the `n`th slab of all tokens.
 struct Tiles<'a, 'b> {
     layout: Layout,
-    panel: &'a mut Panel,
+    panels: &'a [Panel],
     x: &'a Activations,
     n: usize,
     tokens: &'a [u32],
@@ -165,7 +196,6 @@ impl Kernel for Tiles<'_, '_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         self.ahead.step(s);
-        side_by_side(s, self.panel);
         match (self.layout.group, self.layout.top > S::TOP_CODE) {
             (GROUP, false) => self.all::<S, GROUP, false>(s),
             (GROUP, true) => self.all::<S, GROUP, true>(s),
@@ -178,7 +208,7 @@ impl Kernel for Tiles<'_, '_> {
 impl Tiles<'_, '_> {
     #[inline(always)]
     fn all<S: Simd, const WIDTH: usize, const SIGNED: bool>(self, s: S) {
-        let (mut tokens, mut sums) = (self.tokens, &mut *self.sums);
+        let count = self.tokens.len();
         let columns = (self.x.columns() - self.n * SLAB).min(SLAB);
         let shape = Shape {
             groups: columns / WIDTH,
@@ -186,24 +216,36 @@ impl Tiles<'_, '_> {
             span: span(self.layout.top),
         };
         let most = S::tile_tokens(shape.span);
+        let paired = if S::PAIRS { self.panels.len() / 2 * 2 } else { 0 };
+        let (pairs, single) = self.panels.split_at(paired);
+        let (pairs, _) = pairs.as_chunks::<2>();
+        let (of_pairs, of_single) = self.sums.split_at_mut(paired * count);
+        let mut first = 0;
         macro_rules! tiles {
             ($($t:literal)*) => {$(
                 if $t <= S::TILE && $t <= most {
-                    let (whole, rest) = tokens.as_chunks::<$t>();
-                    let (of_whole, of_rest) = sums.as_chunks_mut::<$t>();
-                    for (tokens, sums) in whole.iter().zip(of_whole) {
+                    for tokens in self.tokens[first..].as_chunks::<$t>().0 {
                         let mut x = [&self.x.token(tokens[0])[self.n]; $t];
                         for (x, &token) in x.iter_mut().zip(tokens) {
                             *x = &self.x.token(token)[self.n];
                         }
-                        tile::<S, $t, WIDTH, SIGNED>(s, self.panel, x, &shape, sums);
+                        for (panels, sums) in pairs.iter().zip(of_pairs.chunks_exact_mut(2 * count)) {
+                            let (one, other) = sums.split_at_mut(count);
+                            let sums = [&mut one[first..], &mut other[first..]];
+                            tile::<S, 2, $t, WIDTH, SIGNED>(s, panels, x, &shape, sums);
+                        }
+                        for (panel, sums) in single.iter().zip(of_single.chunks_exact_mut(count)) {
+                            let panel = std::slice::from_ref(panel).as_array().expect("is one");
+                            let sums = [&mut sums[first..]];
+                            tile::<S, 1, $t, WIDTH, SIGNED>(s, panel, x, &shape, sums);
+                        }
+                        first += $t;
                     }
-                    (tokens, sums) = (rest, of_rest);
                 }
             )*};
         }
         tiles! { 8 6 4 2 1 }
-        debug_assert!(tokens.is_empty() && sums.is_empty());
+        debug_assert_eq!(first, count);
     }
 }
 
@@ -215,37 +257,48 @@ struct Shape {
     span: usize,
 }
 
-/// One tile: sixteen rows by `T` tokens, over a slab in groups of `WIDTH` columns.
+/// One tile: `P` panels by `T` tokens, over a slab in groups of `WIDTH` columns.
 #[inline(always)]
-fn tile<S: Simd, const T: usize, const WIDTH: usize, const SIGNED: bool>(
+fn tile<S: Simd, const P: usize, const T: usize, const WIDTH: usize, const SIGNED: bool>(
     s: S,
-    panel: &Panel,
+    panels: &[Panel; P],
     x: [&Slab; T],
     shape: &Shape,
-    sums: &mut [Sums; T],
+    sums: [&mut [Sums]; P],
 ) {
-    let mut totals = [s.splat(0.0); T];
-    for t in 0..T {
-        totals[t] = s.load(&sums[t].0);
+    let mut totals = [[s.splat(0.0); T]; P];
+    for p in 0..P {
+        for t in 0..T {
+            totals[p][t] = s.load(&sums[p][t].0);
+        }
     }
     let quads = shape.quads.min(WIDTH / QUAD);
     for g in 0..shape.groups.min(SLAB / WIDTH) {
         let first = g * WIDTH / QUAD;
+        let mut weights: [&[[u8; QUAD * LANES]]; P] = [&[]; P];
+        for p in 0..P {
+            weights[p] = &panels[p].codes[first..][..quads];
+        }
         let mut codes: [&[[i8; QUAD]]; T] = [&[]; T];
         for t in 0..T {
             codes[t] = &x[t].codes.as_chunks::<QUAD>().0[first..][..quads];
         }
-        let products = s.tile::<T, SIGNED>(&panel.codes[first..][..quads], codes, shape.span);
+        let products = s.tile::<P, T, SIGNED>(weights, codes, shape.span);
         let first = g * WIDTH / GROUP;
-        let (scales, offsets) = (s.load(&panel.scales[first]), s.load(&panel.offsets[first]));
-        for t in 0..T {
-            let scale = s.splat(x[t].scales[g * WIDTH / ACTIVATION_GROUP]);
-            let sum = if WIDTH == GROUP { x[t].sums[g] } else { x[t].sums_of_two[g % 8] };
-            totals[t] = (products[t] * scales).mul_add(scale, totals[t]);
-            totals[t] = offsets.mul_add(s.splat(sum), totals[t]);
+        for p in 0..P {
+            let (scales, offsets) =
+                (s.load(&panels[p].scales[first]), s.load(&panels[p].offsets[first]));
+            for t in 0..T {
+                let scale = s.splat(x[t].scales[g * WIDTH / ACTIVATION_GROUP]);
+                let sum = if WIDTH == GROUP { x[t].sums[g] } else { x[t].sums_of_two[g % 8] };
+                let total = (products[p][t] * scales).mul_add(scale, totals[p][t]);
+                totals[p][t] = offsets.mul_add(s.splat(sum), total);
+            }
         }
     }
-    for t in 0..T {
-        sums[t].0 = totals[t].to_array();
+    for p in 0..P {
+        for t in 0..T {
+            sums[p][t].0 = totals[p][t].to_array();
+        }
     }
 }
