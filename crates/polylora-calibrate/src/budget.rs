@@ -92,7 +92,7 @@ pub fn choose(
     let mut probe = Probe::new(engine, first(texts, PROBED), &whole)?;
     let mut ladders = Vec::new();
     while !survey.is_through() {
-        let mut seen = Seen::gather(engine, (&survey, &whole), None, &rounded);
+        let mut seen = Seen::gather(engine, (&mut survey, &whole), None, &rounded);
         for group in &mut seen.groups {
             let [(curvature, _)] = &group.finish()[..] else { continue };
             for name in &group.tensors {

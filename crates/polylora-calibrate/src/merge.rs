@@ -97,8 +97,11 @@ pub fn merge(
     let mut writing = plan.begin(out, options.write)?;
     let mut residual = Vec::new();
     let mut errors = HashMap::new();
+    // The texts go no further than to the last tensor that is rounded.
+    let mut left = rounded.len();
     while !merged.is_through() {
-        let mut seen = Seen::gather(engine, (&merged, &rest), Some((&meant, &whole)), &rounded);
+        let mut seen =
+            Seen::gather(engine, (&mut merged, &rest), Some((&mut meant, &whole)), &rounded);
         let mut beside = Vec::new();
         for group in &mut seen.groups {
             let (curvatures, aims): (Vec<_>, Vec<_>) = group.finish().into_iter().unzip();
@@ -124,12 +127,16 @@ pub fn merge(
                 let kept = kept.into_iter();
                 beside.extend(kept.map(|(rows, pair)| rounding.change(rows, pair)));
                 merged.replace(tensor)?;
+                left -= 1;
             }
         }
         let mut present = rest.clone();
         if !beside.is_empty() {
             present.extend(load(engine, &[Adapter::made(RESIDUAL, beside.clone())])?);
             residual.extend(beside);
+        }
+        if left == 0 {
+            break;
         }
         engine.advance_walk(&mut meant, &whole);
         engine.advance_walk(&mut merged, &present);

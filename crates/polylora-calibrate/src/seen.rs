@@ -22,6 +22,8 @@ pub(crate) struct Group {
     /// Their tensors, as far as they are wanted.
     pub(crate) tensors: Vec<String>,
     columns: usize,
+    /// Whether all tokens come to it.
+    is_dense: bool,
     /// Of each expert.
     sums: Vec<Sums>,
     /// Some of what is read, and of what should be, `(rows, columns)` each; empty for a mixture.
@@ -32,7 +34,7 @@ pub(crate) struct Group {
 const SAMPLE: usize = 128;
 
 /// A walk, and the adapters of its texts.
-type Walked<'a> = (&'a Walk, &'a [Arc<LoadedAdapter>]);
+type Walked<'a> = (&'a mut Walk, &'a [Arc<LoadedAdapter>]);
 
 impl Seen {
     /// Gathers what the tensors `wanted` read in a walk, and what they are meant to read, which
@@ -40,49 +42,56 @@ impl Seen {
     pub(crate) fn gather(
         engine: &mut Engine,
         (walk, adapters): Walked<'_>,
-        meant: Option<Walked<'_>>,
+        mut meant: Option<Walked<'_>>,
         wanted: &[&Output<'_>],
     ) -> Seen {
         let mut groups: Vec<Group> = Vec::new();
         for batch in 0..walk.batches() {
-            let read = engine.groups(walk, batch, adapters);
-            let should_read = match meant {
-                Some((meant, whole)) => engine.groups(meant, batch, whole),
-                None => Vec::new(),
-            };
-            for group in read {
-                let is_read = |output: &&&Output<'_>| group.tensors.contains(&output.name);
-                let Some(first) = wanted.iter().find(is_read) else { continue };
+            engine.show_groups(walk, batch, adapters, &mut |shown| {
+                let is_read = |output: &&&Output<'_>| shown.tensors.contains(&&output.name[..]);
+                let Some(first) = wanted.iter().find(is_read) else { return };
                 let place = groups.iter().position(|other| other.tensors.contains(&first.name));
                 let place = place.unwrap_or_else(|| {
                     let tensors = wanted.iter().filter(is_read).map(|output| output.name.clone());
-                    let tensors = tensors.collect();
-                    let experts = if first.shape.len() == 3 { first.shape[0] } else { 1 };
-                    let columns = first.shape[first.shape.len() - 1];
-                    let sums = vec![Sums::new(columns); experts];
-                    groups.push(Group { tensors, columns, sums, sample: Default::default() });
+                    groups.push(Group::new(tensors.collect(), &first.shape));
                     groups.len() - 1
                 });
-                // Of a mixture, other tokens may come to an expert than should.
-                let is_dense = first.shape.len() == 2;
-                let should =
-                    should_read.iter().find(|meant| is_dense && meant.tensors == group.tensors);
-                let Group { columns, sums, sample, .. } = &mut groups[place];
-                let should = should.unwrap_or(&group);
-                sums[group.expert].add(&group.inputs, &should.inputs);
-                if is_dense {
-                    // The last ones: those of the first batch may all begin the same.
-                    let last = group.inputs.len().min(SAMPLE * *columns);
-                    *sample = [&group.inputs, &should.inputs]
-                        .map(|inputs| inputs[inputs.len() - last..].to_vec());
+                let group = &mut groups[place];
+                group.sums[shown.expert].add(&shown.inputs);
+                if group.is_dense {
+                    group.sample = [(); 2].map(|()| group.end_of(&shown.inputs));
                 }
-            }
+            });
+            let Some((meant, whole)) = &mut meant else { continue };
+            engine.show_groups(meant, batch, whole, &mut |shown| {
+                let is_of = |group: &&mut Group| shown.tensors.contains(&&group.tensors[0][..]);
+                // Of a mixture, other tokens may come to an expert than should.
+                let Some(group) = groups.iter_mut().filter(|group| group.is_dense).find(is_of)
+                else {
+                    return;
+                };
+                group.sums[0].add_meant(&shown.inputs);
+                group.sample[1] = group.end_of(&shown.inputs);
+            });
         }
         Seen { groups }
     }
 }
 
 impl Group {
+    /// Of nothing yet, for tensors of a shape.
+    fn new(tensors: Vec<String>, shape: &[usize]) -> Group {
+        let [stacked @ .., _, columns] = shape else { unreachable!("linear layers are matrices") };
+        let sums = vec![Sums::new(*columns); stacked.iter().product()];
+        let (columns, is_dense) = (*columns, stacked.is_empty());
+        Group { tensors, columns, is_dense, sums, sample: Default::default() }
+    }
+
+    /// The last inputs of a batch: the first of all batches may begin the same.
+    fn end_of(&self, inputs: &[f32]) -> Vec<f32> {
+        inputs[inputs.len() - inputs.len().min(SAMPLE * self.columns)..].to_vec()
+    }
+
     /// For each expert, how errors of its rows count, all alike where it read nothing, and what they
     /// are to aim at.
     pub(crate) fn finish(&mut self) -> Vec<(Curvature, Option<Aim>)> {

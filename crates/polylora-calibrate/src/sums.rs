@@ -17,8 +17,10 @@ pub(crate) struct Sums {
     pub(crate) square: Vec<f32>,
     /// The sum of `x (y - x)^T`.
     pub(crate) cross: Vec<f32>,
-    /// `x` and `y` that are not in the sums yet.
-    waiting: [Turned; 2],
+    /// `x` that are not in the sums yet.
+    read: Turned,
+    /// Their `y`; none, where these are the same.
+    meant: Turned,
 }
 
 /// Rows that are summed up together.
@@ -33,41 +35,44 @@ const TYPE: GgmlType = Q8_0;
 impl Sums {
     /// Of nothing yet.
     pub(crate) fn new(columns: usize) -> Sums {
-        let waiting = [Turned::new(columns), Turned::new(columns)];
-        Sums { square: Vec::new(), cross: Vec::new(), waiting }
+        let [read, meant] = [Turned::new(columns), Turned::new(columns)];
+        Sums { square: Vec::new(), cross: Vec::new(), read, meant }
     }
 
     /// The length of the rows.
     pub(crate) fn columns(&self) -> usize {
-        self.waiting[0].columns
+        self.read.columns
     }
 
-    /// Adds `x` and `y`, `(rows, columns)` each.
-    pub(crate) fn add(&mut self, inputs: &[f32], meant: &[f32]) {
-        let columns = self.columns();
-        for (x, y) in inputs.chunks(TOGETHER * columns).zip(meant.chunks(TOGETHER * columns)) {
-            if self.waiting[0].rows + x.len() / columns > TOGETHER {
-                self.sum_up();
-            }
-            self.waiting[0].push(x);
-            self.waiting[1].push(y);
+    /// Adds some `x`, `(rows, columns)`: no more rows than are summed up together.
+    pub(crate) fn add(&mut self, inputs: &[f32]) {
+        if self.read.rows + inputs.len() / self.columns() > TOGETHER {
+            self.sum_up();
         }
+        self.read.push(inputs);
+    }
+
+    /// What should have been read instead of what was [added](Sums::add) last; to be told of all or
+    /// of none.
+    pub(crate) fn add_meant(&mut self, meant: &[f32]) {
+        self.meant.push(meant);
     }
 
     /// Takes in what waits.
     pub(crate) fn sum_up(&mut self) {
-        let [read, meant] = &mut self.waiting;
+        let Sums { square, cross, read, meant } = self;
         if read.rows == 0 {
             return;
         }
         let weights = Weights::new(read);
         let rounded = read.rounded(|_, _| {});
-        weights.multiply(&rounded, true, &mut self.square);
-        if (0..read.columns).any(|column| read.column(column) != meant.column(column)) {
+        weights.multiply(&rounded, true, square);
+        let is_off = |column| read.column(column) != meant.column(column);
+        if meant.rows == read.rows && (0..read.columns).any(is_off) {
             let off = meant.rounded(|column, values| {
                 values.iter_mut().zip(read.column(column)).for_each(|(y, x)| *y -= x);
             });
-            weights.multiply(&off, false, &mut self.cross);
+            weights.multiply(&off, false, cross);
         }
         read.rows = 0;
         meant.rows = 0;
@@ -189,12 +194,21 @@ impl Weights {
 /// Puts `values`, `(rows, columns)`, column by column into `turned`, `(columns, length)`, from a place
 /// in each on.
 pub(crate) fn turn(values: &[f32], columns: usize, turned: &mut [f32], length: usize, from: usize) {
-    /// Columns that are turned together, for whole lines to be read.
-    const SIDE: usize = 16;
-    turned.par_chunks_mut(SIDE * length).enumerate().for_each(|(part, turned)| {
-        for (r, row) in values.chunks_exact(columns).enumerate() {
-            for (turned, value) in turned.chunks_exact_mut(length).zip(&row[part * SIDE..]) {
-                turned[from + r] = *value;
+    /// Rows that are turned together, for whole lines of the cache to be written at once; and columns:
+    /// some lines of each row are read in turn.
+    const ROWS: usize = 16;
+    const COLUMNS: usize = 64;
+    turned.par_chunks_mut(COLUMNS * length).enumerate().for_each(|(part, turned)| {
+        let width = turned.len() / length;
+        for (rows, first) in values.chunks(ROWS * columns).zip((from..).step_by(ROWS)) {
+            let mut pieces: [&[f32]; ROWS] = [&[]; ROWS];
+            for (piece, row) in pieces.iter_mut().zip(rows.chunks_exact(columns)) {
+                *piece = &row[part * COLUMNS..][..width];
+            }
+            let pieces = &pieces[..rows.len() / columns];
+            for (column, turned) in turned.chunks_exact_mut(length).enumerate() {
+                let turned = turned[first..].iter_mut();
+                turned.zip(pieces).for_each(|(to, piece)| *to = piece[column]);
             }
         }
     });
@@ -219,7 +233,8 @@ mod tests {
         for r in 0..TOGETHER + 100 {
             let (x, d): (Vec<f32>, Vec<f32>) = (row(r, 1).collect(), row(r, 2).collect());
             let y: Vec<f32> = x.iter().zip(&d).map(|(x, d)| x + d).collect();
-            sums.add(&x, &y);
+            sums.add(&x);
+            sums.add_meant(&y);
             for k in 0..COLUMNS {
                 for i in 0..COLUMNS {
                     square[k * COLUMNS + i] += f64::from(x[i] * x[k]);

@@ -15,6 +15,7 @@ use polylora_quant::Isa;
 use polylora_quant::isa::LANES as PANEL_ROWS;
 use polylora_quant::product::{self, ActivationMut, Activations, FloatPanels, Way};
 use polylora_quant::vector;
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
@@ -214,12 +215,16 @@ impl Inputs {
     }
 
     /// The rows of a set, one after the other.
-    pub(crate) fn of(&self, set: &RowSet) -> Vec<f32> {
+    pub(crate) fn of(&self, set: &RowSet) -> Cow<'_, [f32]> {
+        let mut places = set.inputs.iter().zip(0..);
+        if places.all(|(&row, place)| row == place) {
+            return Cow::Borrowed(&self.values[..set.inputs.len() * self.columns]);
+        }
         let mut rows = Vec::with_capacity(set.inputs.len() * self.columns);
         for &row in &set.inputs {
             rows.extend_from_slice(&self.values[row as usize * self.columns..][..self.columns]);
         }
-        rows
+        Cow::Owned(rows)
     }
 
     /// `out[row] = s W x + bias` with all that adapters add, each set with its expert; for one or
@@ -303,7 +308,7 @@ impl Inputs {
         // Of the stack, the rows of this expert.
         let start = set.expert * linear.rows;
         let weights = linear.tensor.rows_bytes(start + rows.start..start + rows.end);
-        out.clear();
+        // What it held is written over.
         out.resize(set.len() * rows.len(), 0.0);
         let (isa, ty) = (context.isa, linear.tensor.ty);
         let part = Part { linear, rows: rows.clone(), set };

@@ -8,10 +8,11 @@ use crate::engine::{Engine, Input, STEP, Wanted, embed};
 use crate::feed_forward::{self, Routes, route};
 use crate::layer::{At, Buffers};
 use crate::linear::Inputs;
-use crate::model::{FeedForward, Linear, Model};
+use crate::model::{FeedForward, Layer, Linear, Model};
 use crate::sequence::Sequence;
 use polylora_file::Tensor;
 use polylora_quant::product::Way;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// Texts that have come to the same linear layers of a model.
@@ -51,13 +52,13 @@ struct Together {
 
 /// Linear layers that read the same.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Group {
+pub struct Group<'a> {
     /// The names of their tensors.
-    pub tensors: Vec<String>,
+    pub tensors: Vec<&'a str>,
     /// Of a mixture, the expert; else zero.
     pub expert: usize,
     /// `(rows, columns)`
-    pub inputs: Vec<f32>,
+    pub inputs: Cow<'a, [f32]>,
 }
 
 impl Walk {
@@ -79,17 +80,47 @@ impl Walk {
         self.stage == Stage::Through
     }
 
-    /// How far it is, from 0 to 1.
+    /// How far it is, from 0 to 1, by what a merge takes for the layers behind.
     pub fn progress(&self) -> f64 {
-        let stage = match self.stage {
+        let stages = match self.stage {
             Stage::Attention => 0,
             Stage::Output => 1,
             Stage::FeedForward => 2,
             Stage::Down => 3,
             Stage::Head | Stage::Through => 4,
         };
-        (4 * self.layer + stage) as f64 / (4 * self.model.layers()) as f64
+        let costs = self.model.weights.layers.iter().flat_map(costs);
+        let behind: usize = costs.clone().take(4 * self.layer + stages).sum();
+        behind as f64 / costs.sum::<usize>() as f64
     }
+
+    /// The layer and the stage that come next.
+    fn next(&self) -> (usize, Stage) {
+        match self.stage {
+            Stage::Attention => (self.layer, Stage::Output),
+            Stage::Output => (self.layer, Stage::FeedForward),
+            Stage::FeedForward => (self.layer, Stage::Down),
+            Stage::Down if self.layer + 1 < self.model.layers() => {
+                (self.layer + 1, Stage::Attention)
+            }
+            // A head that is the embedding too is no linear layer of its own.
+            Stage::Down if self.model.weights.has_own_head() => (self.layer, Stage::Head),
+            Stage::Down | Stage::Head | Stage::Through => (self.layer, Stage::Through),
+        }
+    }
+}
+
+/// What the stages of a layer take beside each other: the products of their weights, and as many of
+/// what they read with itself.
+fn costs(layer: &Layer) -> [usize; 4] {
+    let cost = |linears: &[&Linear]| {
+        let weights: usize = linears.iter().map(|linear| linear.rows * linear.columns).sum();
+        weights + linears.first().map_or(0, |linear| linear.columns.pow(2))
+    };
+    let qkv: Vec<&Linear> = layer.qkv.iter().collect();
+    let (FeedForward::Dense { down, .. } | FeedForward::Mixture { down, .. }) = &layer.feed_forward;
+    let first = feed_forward::first(&layer.feed_forward);
+    [cost(&qkv), cost(&[&layer.attention_output]), cost(&first), cost(&[down])]
 }
 
 impl Engine {
@@ -152,62 +183,71 @@ impl Engine {
         Ok(Walk { model, batches, layer: 0, stage: Stage::Attention })
     }
 
-    /// What a batch of the texts brings to the linear layers that read next, in their order.
+    /// Shows what a batch of the texts brings to the linear layers that read next, in their order.
     ///
     /// # Panics
     /// Where there is no such batch.
-    pub fn groups(
+    pub fn show_groups(
         &mut self,
-        walk: &Walk,
+        walk: &mut Walk,
         batch: usize,
         adapters: &[Arc<LoadedAdapter>],
-    ) -> Vec<Group> {
-        let together = &walk.batches[batch];
+        see: &mut dyn FnMut(Group<'_>),
+    ) {
+        let mut batches = std::mem::take(&mut walk.batches);
+        let together = &mut batches[batch];
         let batch = together.batch(adapters);
         let (at, buffers) = self.enter(walk);
-        together.load(walk.stage, buffers);
+        together.swap(walk.stage, buffers);
         let all = [batch.all_rows()];
         match walk.stage {
             Stage::Attention => {
                 buffers.norm_attention(&at, &batch, None);
-                groups(&at.qkv(), &buffers.normed, &all)
+                show(&at.qkv(), &buffers.normed, &all, see);
             }
             Stage::Output => {
                 buffers.attended.reset(batch.len(), at.model.description.queries());
-                groups(&[&at.layer().attention_output], &buffers.attended, &all)
+                show(&[&at.layer().attention_output], &buffers.attended, &all, see);
             }
             Stage::FeedForward => {
                 buffers.norm_feed_forward(&at, &batch, None);
-                let FeedForward::Mixture { router, gate, up, .. } = &at.layer().feed_forward else {
-                    let gate_up = feed_forward::first(&at.layer().feed_forward);
-                    return groups(&gate_up, &buffers.normed, &all);
-                };
-                let routes = route(&at.context, &batch, at.experts(), router, &buffers.normed);
-                let mut found = groups(&[router], &buffers.normed, &all);
-                found.extend(groups(&[gate, up], &buffers.normed, &routes.into));
-                found
+                match &at.layer().feed_forward {
+                    FeedForward::Dense { gate_up, .. } => {
+                        let gate_up: Vec<&Linear> = gate_up.iter().collect();
+                        show(&gate_up, &buffers.normed, &all, see);
+                    }
+                    FeedForward::Mixture { router, gate, up, .. } => {
+                        let experts = at.experts();
+                        let routes = route(&at.context, &batch, experts, router, &buffers.normed);
+                        show(&[router], &buffers.normed, &all, see);
+                        show(&[gate, up], &buffers.normed, &routes.into, see);
+                    }
+                }
             }
             Stage::Down => {
                 let (FeedForward::Dense { down, .. } | FeedForward::Mixture { down, .. }) =
                     &at.layer().feed_forward;
                 match buffers.routes(&at, &batch) {
-                    None => groups(&[down], &buffers.inner, &all),
-                    Some(routes) => groups(&[down], &buffers.inner, &routes.between),
+                    None => show(&[down], &buffers.inner, &all, see),
+                    Some(routes) => show(&[down], &buffers.inner, &routes.between, see),
                 }
             }
             Stage::Head => {
                 let (weights, head) = (&at.model.weights, at.model.weights.head());
                 let norm = &weights.output_norm;
                 buffers.norm(&at.context, at.model, &batch, None, norm, &[]);
-                groups(&[head], &buffers.normed, &all)
+                show(&[head], &buffers.normed, &all, see);
             }
-            Stage::Through => Vec::new(),
+            Stage::Through => {}
         }
+        together.swap(walk.stage, buffers);
+        walk.batches = batches;
     }
 
     /// Takes the texts through the linear layers that read next.
     pub fn advance_walk(&mut self, walk: &mut Walk, adapters: &[Arc<LoadedAdapter>]) {
         let mut batches = std::mem::take(&mut walk.batches);
+        let next = walk.next();
         // Of one batch after the other: no layer reads what an earlier one remembered.
         let mut sequences: Vec<Sequence> = Vec::new();
         for together in &mut batches {
@@ -223,26 +263,23 @@ impl Engine {
                 self.extend_ropes(&batch, &sequences);
             }
             let (at, buffers) = self.enter(walk);
-            together.load(walk.stage, buffers);
+            together.swap(walk.stage, buffers);
             let layer = at.layer();
             match walk.stage {
                 Stage::Attention => {
                     buffers.norm_attention(&at, &batch, None);
                     buffers.remember(&at, &batch, &mut sequences);
                     buffers.look(&at, &batch, &mut sequences);
-                    together.inputs.clone_from(&buffers.attended.values);
                 }
                 Stage::Output => {
                     buffers.attended.reset(batch.len(), at.model.description.queries());
                     buffers.output(&at, &batch);
                     let post_norm = layer.attention_post_norm.as_ref();
                     buffers.norm_feed_forward(&at, &batch, Some(post_norm));
-                    together.residual.clone_from(&buffers.residual);
                 }
                 Stage::FeedForward => {
                     buffers.norm_feed_forward(&at, &batch, None);
                     buffers.gate_up(&at, &batch);
-                    together.inputs.clone_from(&buffers.inner.values);
                 }
                 Stage::Down => {
                     let routes = buffers.routes(&at, &batch);
@@ -251,24 +288,13 @@ impl Engine {
                     let (norm, pending) = (&layer.attention_norm, &layer.feed_forward_post_norm);
                     let pending = Some(pending.as_ref());
                     buffers.norm(&at.context, at.model, &batch, pending, norm, &[]);
-                    together.residual.clone_from(&buffers.residual);
                 }
                 Stage::Head | Stage::Through => {}
             }
+            together.swap(next.1, buffers);
         }
         walk.batches = batches;
-        walk.stage = match walk.stage {
-            Stage::Attention => Stage::Output,
-            Stage::Output => Stage::FeedForward,
-            Stage::FeedForward => Stage::Down,
-            Stage::Down if walk.layer + 1 < walk.model.layers() => {
-                walk.layer += 1;
-                Stage::Attention
-            }
-            // A head that is the embedding too is no linear layer of its own.
-            Stage::Down if walk.model.weights.has_own_head() => Stage::Head,
-            Stage::Down | Stage::Head | Stage::Through => Stage::Through,
-        };
+        (walk.layer, walk.stage) = next;
     }
 
     /// What the model makes of a batch of texts that are through it: logits, `(tokens, vocabulary)`.
@@ -285,7 +311,7 @@ impl Engine {
         let together = &walk.batches[batch];
         let batch = together.batch(adapters);
         let (at, buffers) = self.enter(walk);
-        together.load(walk.stage, buffers);
+        buffers.residual.clone_from(&together.residual);
         let mut logits = Vec::new();
         buffers.logits(&at, &batch, None, &mut logits);
         logits
@@ -325,23 +351,20 @@ impl Together {
         batch
     }
 
-    /// Puts it where its stage reads it.
-    fn load(&self, stage: Stage, buffers: &mut Buffers) {
-        buffers.residual.clone_from(&self.residual);
+    /// Puts it where a stage reads it, or takes it back from there.
+    fn swap(&mut self, stage: Stage, buffers: &mut Buffers) {
+        std::mem::swap(&mut self.residual, &mut buffers.residual);
         match stage {
-            Stage::Output => buffers.attended.values.clone_from(&self.inputs),
-            Stage::Down => buffers.inner.values.clone_from(&self.inputs),
+            Stage::Output => std::mem::swap(&mut self.inputs, &mut buffers.attended.values),
+            Stage::Down => std::mem::swap(&mut self.inputs, &mut buffers.inner.values),
             Stage::Attention | Stage::FeedForward | Stage::Head | Stage::Through => {}
         }
     }
 }
 
-fn groups(linears: &[&Linear], inputs: &Inputs, sets: &[RowSet]) -> Vec<Group> {
-    let tensors: Vec<String> = linears.iter().map(|linear| linear.tensor.name.clone()).collect();
-    let group = |set: &RowSet| Group {
-        tensors: tensors.clone(),
-        expert: set.expert,
-        inputs: inputs.of(set),
-    };
-    sets.iter().map(group).collect()
+fn show(linears: &[&Linear], inputs: &Inputs, sets: &[RowSet], see: &mut dyn FnMut(Group<'_>)) {
+    for set in sets {
+        let tensors = linears.iter().map(|linear| &linear.tensor.name[..]).collect();
+        see(Group { tensors, expert: set.expert, inputs: inputs.of(set) });
+    }
 }

@@ -3,7 +3,7 @@
 use polylora_adapter::rewrite::{Plan, TypeRules};
 use polylora_adapter::{Adapter, AdapterSpec, OnMismatch, load};
 use polylora_engine::{
-    Engine, EngineOptions, Error, Group, Input, LoadedAdapter, Model, Walk, Wanted, Way,
+    Engine, EngineOptions, Error, Input, LoadedAdapter, Model, Walk, Wanted, Way,
 };
 use polylora_file::{Gguf, WriteOptions};
 use std::num::NonZeroUsize;
@@ -72,25 +72,40 @@ fn logits(engine: &mut Engine, input: Input<'_>) -> Vec<f32> {
     (0..logits.len()).flat_map(|i| logits.row(i).to_vec()).collect()
 }
 
+/// A group that was shown.
+struct Shown {
+    tensors: Vec<String>,
+    inputs: Vec<f32>,
+}
+
+fn groups(engine: &mut Engine, walk: &mut Walk, adapters: &[Arc<LoadedAdapter>]) -> Vec<Shown> {
+    let mut shown = Vec::new();
+    engine.show_groups(walk, 0, adapters, &mut |group| {
+        let tensors = group.tensors.into_iter().map(str::to_owned).collect();
+        shown.push(Shown { tensors, inputs: group.inputs.into_owned() });
+    });
+    shown
+}
+
 /// Goes through a model; `change` may replace the weights of each group before it is passed.
 fn walk(
     engine: &mut Engine,
     adapters: &[Arc<LoadedAdapter>],
-    mut change: impl FnMut(&mut Walk, &[Group]),
-) -> Vec<Group> {
+    mut change: impl FnMut(&mut Walk, &[Shown]),
+) -> Vec<Shown> {
     let mut walk = engine.walk(texts(), adapters).unwrap();
     assert_eq!(walk.batches(), 1);
     let mut all = Vec::new();
     let mut progress = 0.0;
     while !walk.is_through() {
-        let groups = engine.groups(&walk, 0, adapters);
+        let groups = groups(engine, &mut walk, adapters);
         change(&mut walk, &groups);
         all.extend(groups);
         engine.advance_walk(&mut walk, adapters);
         assert!(walk.progress() >= progress);
         progress = walk.progress();
     }
-    assert!(engine.groups(&walk, 0, adapters).is_empty());
+    assert!(groups(engine, &mut walk, adapters).is_empty());
     all
 }
 

@@ -140,12 +140,12 @@ fn gather(
         while !walk.is_through() {
             terminal::check_interrupt()?;
             for batch in 0..walk.batches() {
-                for group in engine.groups(&walk, batch, adapters) {
-                    for name in &group.tensors {
+                engine.show_groups(&mut walk, batch, adapters, &mut |group| {
+                    for name in group.tensors {
                         let tensor = gguf.tensor(name).expect("the engine runs the file's tensors");
                         sums.add(name, &tensor.shape, group.expert, &group.inputs);
                     }
-                }
+                });
             }
             engine.advance_walk(&mut walk, adapters);
             progress.reached((done as f64 + walk.progress()) / count);
