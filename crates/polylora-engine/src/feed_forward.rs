@@ -51,7 +51,7 @@ pub(crate) fn down(
     inner: &mut Inputs,
     out: &mut [f32],
 ) {
-    let (FeedForward::Dense { down, .. } | FeedForward::Mixture { down, .. }) = weights;
+    let down = weights.down();
     let Some(routes) = routes else {
         inner.prepare(context, &[down], batch.len(), &mut [], |_, _, _| {});
         inner.multiply(context, batch, &[down], &[batch.all_rows()], out);

@@ -118,8 +118,8 @@ fn costs(layer: &Layer) -> [usize; 4] {
         weights + linears.first().map_or(0, |linear| linear.columns.pow(2))
     };
     let qkv: Vec<&Linear> = layer.qkv.iter().collect();
-    let (FeedForward::Dense { down, .. } | FeedForward::Mixture { down, .. }) = &layer.feed_forward;
     let first = feed_forward::first(&layer.feed_forward);
+    let down = layer.feed_forward.down();
     [cost(&qkv), cost(&[&layer.attention_output]), cost(&first), cost(&[down])]
 }
 
@@ -225,8 +225,7 @@ impl Engine {
                 }
             }
             Stage::Down => {
-                let (FeedForward::Dense { down, .. } | FeedForward::Mixture { down, .. }) =
-                    &at.layer().feed_forward;
+                let down = at.layer().feed_forward.down();
                 match buffers.routes(&at, &batch) {
                     None => show(&[down], &buffers.inner, &all, see),
                     Some(routes) => show(&[down], &buffers.inner, &routes.between, see),
@@ -334,8 +333,7 @@ impl Buffers {
                 Some(route(&at.context, batch, at.experts(), router, &self.normed))
             }
         };
-        let (FeedForward::Dense { down, .. } | FeedForward::Mixture { down, .. }) =
-            &at.layer().feed_forward;
+        let down = at.layer().feed_forward.down();
         let rows = routes.as_ref().map_or(batch.len(), |routes| routes.slots);
         self.inner.reset(rows, down.columns);
         routes

@@ -54,6 +54,14 @@ pub(crate) enum FeedForward {
     Mixture { router: Linear, gate: Linear, up: Linear, down: Linear },
 }
 
+impl FeedForward {
+    /// What leads back.
+    pub(crate) fn down(&self) -> &Linear {
+        let (FeedForward::Dense { down, .. } | FeedForward::Mixture { down, .. }) = self;
+        down
+    }
+}
+
 /// A linear layer, or a stack of experts' layers: `y = s W x + bias`.
 #[derive(Clone, Debug)]
 pub(crate) struct Linear {
