@@ -12,7 +12,7 @@ use std::ops::Range;
 
 /// Positions that are taken in together.
 const BLOCK: usize = 64;
-/// Queries whose scores stay in registers together.
+/// Queries whose scores stay in registers together; twice as many, where there are the registers.
 const TOGETHER: usize = 4;
 /// From how many queries on it pays to lay the keys of sixteen positions side by side. Where many
 /// tokens come that is always done: sums are then taken in the same order for all of them.
@@ -116,6 +116,10 @@ impl Kernel for Attend<'_> {
                 side_by_side(s, &keys[..positions * size], size, &mut self.state.keys);
             }
             let (mut q, queries) = (0, self.visible.len());
+            while S::PAIRS && q + 2 * TOGETHER <= queries {
+                self.some::<S, { 2 * TOGETHER }, 1>(s, first, q);
+                q += 2 * TOGETHER;
+            }
             while q + TOGETHER <= queries {
                 self.some::<S, TOGETHER, 1>(s, first, q);
                 q += TOGETHER;

@@ -182,7 +182,8 @@ pub trait Simd: Copy {
     const TOP_CODE: i32;
     /// The most tokens in a tile.
     const TILE: usize;
-    /// Whether the registers can hold tiles of two panels, for which each activation is read once.
+    /// Whether there are registers for twice as many sums at a time: of tiles of two panels, say, for
+    /// which each activation is read once.
     const PAIRS: bool = false;
     /// Tokens in a tile: what the registers can hold, for codes of which `span` products fit in
     /// sixteen bits.
