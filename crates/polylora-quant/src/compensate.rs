@@ -22,6 +22,7 @@ use crate::format::{
 };
 use crate::isa::{Isa, Kernel, LANES, Lanes, Simd};
 use crate::row::{RowError, check_length};
+use std::ops::Range;
 
 /// How errors of a row's weights count: the second moments of a layer's inputs, as factors.
 #[derive(Clone, Debug)]
@@ -108,9 +109,10 @@ struct Entries {
     encoder: &'static Encoder,
 }
 
-/// By how much targets are scaled before their scales are sought: smaller ones round the many better,
-/// and the few beyond them worse. (Four of them, down to 0.85, gave no less divergence.)
-const SHRINK: [f32; 2] = [1.0, 0.9];
+/// By how much targets are scaled before their scales are sought, and whether losses count as
+/// importance. Of smaller ones the many are rounded better, and the few beyond them worse. (Eight
+/// tries, down to 0.85, gave no less divergence, nor did the one that is missing here.)
+const TRIES: [(f32, bool); 3] = [(1.0, false), (1.0, true), (0.9, false)];
 
 /// Groups in a block.
 const GROUPS: usize = MAX_BLOCK / MIN_GROUP;
@@ -132,14 +134,9 @@ struct Set<'a, V> {
     weights: Vec<V>,
     /// What weights that are rounded already have gained, one vector a column.
     errors: Vec<V>,
-}
-
-/// Of the block that is worked on, one vector a weight.
-struct Work<V> {
-    /// What the weights would best become, but for what the block itself loses.
-    targets: [V; MAX_BLOCK],
-    /// Codes, less the lowest.
-    codes: [V; MAX_BLOCK],
+    /// What the weights of the block that is worked on would best become, but for what the block
+    /// itself loses, one vector a weight.
+    targets: Vec<V>,
 }
 
 /// See [`quantize_compensated`].
@@ -174,15 +171,16 @@ impl Kernel for Rows<'_> {
                 }
                 *lanes = s.load(&column);
             }
-            let errors = vec![zero; columns];
-            sets.push(Set { count, base, out, weights: lanes, errors });
+            let (errors, targets) = (vec![zero; columns], vec![zero; format.info.block_weights]);
+            sets.push(Set { count, base, out, weights: lanes, errors, targets });
         }
-        let mut work = Work { targets: [zero; MAX_BLOCK], codes: [zero; MAX_BLOCK] };
+        // Codes of a block, less the lowest, one vector a weight.
+        let mut codes = [zero; MAX_BLOCK];
         // A block of all rows before the next: they read the same part of the curvature.
         for block in 0..row_blocks {
+            aim(s, format, curvature, block, &mut sets);
             for set in &mut sets {
-                aim(s, format, curvature, block, set, &mut work);
-                settle(s, format, curvature, block, set, &mut work);
+                settle(s, format, curvature, block, set, &mut codes);
             }
         }
     }
@@ -196,13 +194,13 @@ fn settle<S: Simd>(
     curvature: &Curvature,
     block: usize,
     set: &mut Set<'_, S::F32>,
-    work: &mut Work<S::F32>,
+    codes: &mut [S::F32; MAX_BLOCK],
 ) {
     let (width, bytes) = (format.info.block_weights, format.info.block_bytes);
     let first = block * width;
     let row_bytes = curvature.columns / width * bytes;
     let mut targets = vec![0.0; LANES * width];
-    for (j, lanes) in work.targets[..width].iter().enumerate() {
+    for (j, lanes) in set.targets.iter().enumerate() {
         for (r, &value) in lanes.to_array().iter().enumerate() {
             targets[r * width + j] = value;
         }
@@ -210,18 +208,18 @@ fn settle<S: Simd>(
     let loss = curvature.loss[first..first + width].repeat(LANES);
     // Sixteen blocks each.
     let mut tries: Vec<Vec<u8>> = Vec::new();
-    for shrink in SHRINK {
+    for (shrink, by_loss) in TRIES {
+        let by_loss = match format.encoder.importance {
+            Importance::Used => by_loss,
+            _ if by_loss => continue,
+            Importance::Ignored => false,
+            Importance::Required => true,
+        };
         let smaller: Vec<f32> = targets.iter().map(|target| target * shrink).collect();
-        for importance in [None, Some(&loss[..])] {
-            match format.encoder.importance {
-                Importance::Ignored if importance.is_some() => continue,
-                Importance::Required if importance.is_none() => continue,
-                _ => {}
-            }
-            let mut blocks = vec![0; LANES * bytes];
-            (format.encoder.quantize)(format.isa, &smaller, importance, &mut blocks);
-            tries.push(blocks);
-        }
+        let importance = by_loss.then_some(&loss[..]);
+        let mut blocks = vec![0; LANES * bytes];
+        (format.encoder.quantize)(format.isa, &smaller, importance, &mut blocks);
+        tries.push(blocks);
     }
     if let Some(base) = set.base {
         let mut blocks = vec![0; LANES * bytes];
@@ -239,7 +237,7 @@ fn settle<S: Simd>(
         (format.blocks.decode)(format.isa, blocks, &mut decoded);
         let mut grid = Grid::new(s, format);
         grid.load(s, width, &decoded);
-        let lost = round(s, format, &grid, curvature, first, set, work);
+        let lost = round(s, format, &grid, curvature, first, set, codes);
         let better = lost.lt(least);
         let bits = S::F32::bits(better);
         for (r, best) in best.iter_mut().enumerate() {
@@ -258,15 +256,15 @@ fn settle<S: Simd>(
             }
         }
     }
-    round(s, format, &chosen, curvature, first, set, work);
+    round(s, format, &chosen, curvature, first, set, codes);
 
-    let mut codes = [[0; MAX_BLOCK]; LANES];
-    for (j, lanes) in work.codes[..width].iter().enumerate() {
-        for (codes, &code) in codes.iter_mut().zip(&lanes.to_bytes()) {
+    let mut of_rows = [[0; MAX_BLOCK]; LANES];
+    for (j, lanes) in codes[..width].iter().enumerate() {
+        for (codes, &code) in of_rows.iter_mut().zip(&lanes.to_bytes()) {
             codes[j] = code;
         }
     }
-    for (r, codes) in codes[..set.count].iter().enumerate() {
+    for (r, codes) in of_rows[..set.count].iter().enumerate() {
         let out = &mut set.out[r * row_bytes + block * bytes..][..bytes];
         out.copy_from_slice(&tries[best[r]][r * bytes..][..bytes]);
         if let Some(chosen) = format.encoder.codes {
@@ -275,6 +273,12 @@ fn settle<S: Simd>(
     }
 }
 
+/// Columns whose sums grow together, for each vector to be loaded once.
+const TOGETHER: usize = 8;
+
+/// Vectors of a sum that all rows go through before the next, so that the factors stay at hand.
+const RUN: usize = 256;
+
 /// The targets of a block's weights: these, less what the errors before the block ask for.
 #[inline(always)]
 fn aim<S: Simd>(
@@ -282,41 +286,58 @@ fn aim<S: Simd>(
     format: Entries,
     curvature: &Curvature,
     block: usize,
-    set: &Set<'_, S::F32>,
-    work: &mut Work<S::F32>,
+    sets: &mut [Set<'_, S::F32>],
 ) {
     let width = format.info.block_weights;
     let first = block * width;
-    let errors = &set.errors[..first];
-    for from in (0..width).step_by(TOGETHER) {
-        let sums = weighted(s, errors, |k| curvature.feedback(first + from + k, 0, first));
-        for (k, sum) in sums.into_iter().enumerate() {
-            work.targets[from + k] = set.weights[first + from + k] - sum;
+    for set in &mut *sets {
+        set.targets.copy_from_slice(&set.weights[first..][..width]);
+    }
+    for start in (0..first).step_by(RUN) {
+        let run = start..first.min(start + RUN);
+        for from in (0..width).step_by(TOGETHER) {
+            let mut factors: [&[f32]; TOGETHER] = [&[]; TOGETHER];
+            for (k, factors) in factors.iter_mut().enumerate() {
+                *factors = curvature.feedback(first + from + k, run.start, run.end);
+            }
+            let mut sets = sets.iter_mut();
+            while let Some(set) = sets.next() {
+                match if S::PAIRS { sets.next() } else { None } {
+                    Some(other) => subtract(s, [set, other], run.clone(), from, &factors),
+                    None => subtract(s, [set], run.clone(), from, &factors),
+                }
+            }
         }
     }
 }
 
-/// Columns whose sums grow together, for each vector to be loaded once.
-const TOGETHER: usize = 8;
-
-/// Sums of vectors, weighted by each of eight rows.
+/// Takes from eight targets of each set, from one on, the sums of some errors by their factors.
 #[inline(always)]
-fn weighted<'a, S: Simd>(
+fn subtract<S: Simd, const N: usize>(
     s: S,
-    vectors: &[S::F32],
-    row: impl Fn(usize) -> &'a [f32],
-) -> [S::F32; TOGETHER] {
-    let mut rows: [&[f32]; TOGETHER] = [&[]; TOGETHER];
-    for (k, to) in rows.iter_mut().enumerate() {
-        *to = row(k);
+    sets: [&mut Set<'_, S::F32>; N],
+    run: Range<usize>,
+    from: usize,
+    factors: &[&[f32]; TOGETHER],
+) {
+    let mut errors: [&[S::F32]; N] = [&[]; N];
+    for (errors, set) in errors.iter_mut().zip(&sets) {
+        *errors = &set.errors[run.clone()];
     }
-    let mut sums = [s.splat(0.0); TOGETHER];
-    for (i, &vector) in vectors.iter().enumerate() {
-        for (sum, row) in sums.iter_mut().zip(&rows) {
-            *sum = vector.mul_add(s.splat(row[i]), *sum);
+    let mut sums = [[s.splat(0.0); TOGETHER]; N];
+    for i in 0..run.len() {
+        for (k, factors) in factors.iter().enumerate() {
+            let factor = s.splat(factors[i]);
+            for (sums, errors) in sums.iter_mut().zip(&errors) {
+                sums[k] = errors[i].mul_add(factor, sums[k]);
+            }
         }
     }
-    sums
+    for (set, sums) in sets.into_iter().zip(sums) {
+        for (target, sum) in set.targets[from..].iter_mut().zip(sums) {
+            *target = *target - sum;
+        }
+    }
 }
 
 impl<V: Lanes> Grid<V> {
@@ -359,7 +380,7 @@ fn round<S: Simd>(
     curvature: &Curvature,
     first: usize,
     set: &mut Set<'_, S::F32>,
-    work: &mut Work<S::F32>,
+    codes: &mut [S::F32; MAX_BLOCK],
 ) -> S::F32 {
     let (width, group) = (format.info.block_weights, format.blocks.group);
     let (zero, one) = (s.splat(0.0), s.splat(1.0));
@@ -372,26 +393,27 @@ fn round<S: Simd>(
         let inverse = S::F32::select(scale.eq(zero), zero, one / scale);
         for j in g * group..(g + 1) * group {
             let feedback = curvature.feedback(first + j, first, first + j);
-            let mut sums = [zero; 2];
+            // Four sums: each step of one waits for the step before.
+            let mut sums = [zero; 4];
             let errors = &set.errors[first..first + j];
-            let (pairs, last) = errors.as_chunks::<2>();
-            let (feedback_pairs, last_feedback) = feedback.as_chunks::<2>();
-            for (errors, feedback) in pairs.iter().zip(feedback_pairs) {
-                for k in 0..2 {
+            let (fours, last) = errors.as_chunks::<4>();
+            let (feedback_fours, last_feedback) = feedback.as_chunks::<4>();
+            for (errors, feedback) in fours.iter().zip(feedback_fours) {
+                for k in 0..4 {
                     sums[k] = errors[k].mul_add(s.splat(feedback[k]), sums[k]);
                 }
             }
-            for (error, &feedback) in last.iter().zip(last_feedback) {
-                sums[0] = error.mul_add(s.splat(feedback), sums[0]);
+            for (k, (error, &feedback)) in last.iter().zip(last_feedback).enumerate() {
+                sums[k] = error.mul_add(s.splat(feedback), sums[k]);
             }
-            let target = work.targets[j] - (sums[0] + sums[1]);
+            let target = set.targets[j] - ((sums[0] + sums[1]) + (sums[2] + sums[3]));
             let code = match &grid.fixed {
-                Some(codes) => codes[j],
+                Some(fixed) => fixed[j],
                 // Bounded first, for what has no scale may be infinite.
                 None => nearest(s, levels, ((target + min) * inverse).max(lowest).min(highest)),
             };
             let value = scale * code - min;
-            work.codes[j] = code - lowest;
+            codes[j] = code - lowest;
             set.errors[first + j] = value - set.weights[first + j];
             let off = value - target;
             loss = (off * off).mul_add(s.splat(curvature.loss[first + j]), loss);
