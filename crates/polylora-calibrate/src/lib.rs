@@ -11,6 +11,7 @@ mod extract;
 mod low_rank;
 mod merge;
 mod moments;
+mod products;
 mod residual;
 mod seen;
 mod sums;

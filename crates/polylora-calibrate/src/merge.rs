@@ -3,7 +3,7 @@
 use crate::budget::{divergence, logits};
 use crate::moments::Aim;
 use crate::residual::Pair;
-use crate::seen::Seen;
+use crate::seen::{Meant, Seen};
 use polylora_adapter::report::{Calibration, Report};
 use polylora_adapter::rewrite::{self, Output, Plan, RewriteError};
 use polylora_adapter::{Adapter, Change};
@@ -100,8 +100,8 @@ pub fn merge(
     // The texts go no further than to the last tensor that is rounded.
     let mut left = rounded.len();
     while !merged.is_through() {
-        let mut seen =
-            Seen::gather(engine, (&mut merged, &rest), Some((&mut meant, &whole)), &rounded);
+        let as_meant = Meant { walked: (&mut meant, &whole), plan };
+        let mut seen = Seen::gather(engine, (&mut merged, &rest), Some(as_meant), &rounded);
         let mut beside = Vec::new();
         for group in &mut seen.groups {
             let (curvatures, aims): (Vec<_>, Vec<_>) = group.finish().into_iter().unzip();
@@ -207,7 +207,8 @@ impl Rounding<'_> {
         let [_, mut aim] = self.weights()?;
         let of_one = aim.len() / self.aims.len().max(1);
         let experts = aim.chunks_exact_mut(of_one.max(1)).zip(self.aims);
-        experts.for_each(|(weights, aim)| aim.iter().for_each(|aim| aim.apply(weights)));
+        let columns = self.output.columns();
+        experts.for_each(|(weights, aim)| aim.iter().for_each(|aim| aim.apply(columns, weights)));
         Ok(aim)
     }
 

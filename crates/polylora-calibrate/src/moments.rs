@@ -1,9 +1,13 @@
 //! Second moments of what layers read, and what follows for the rounding of their weights.
 
+use crate::products::{Left, right};
 use crate::sums::{Sums, turn};
-use faer::linalg::matmul::matmul;
-use faer::linalg::solvers::{Llt, Solve};
-use faer::{Accum, Mat, MatRef, Par, Side};
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::cholesky::llt::factor::{
+    LltRegularization, cholesky_in_place, cholesky_in_place_scratch,
+};
+use faer::linalg::cholesky::llt::solve::solve_in_place;
+use faer::{MatMut, MatRef, Par, Spec};
 use polylora_quant::compensate::Curvature;
 use rayon::prelude::*;
 
@@ -23,7 +27,7 @@ const AIM_DAMPING: f32 = 0.05;
 /// what they are.
 pub(crate) fn moments(mut sums: Sums) -> (Curvature, Option<Aim>) {
     sums.sum_up();
-    (curvature(sums.columns(), &sums.square), Aim::new(&sums))
+    (curvature(sums.columns(), &sums.square), Aim::new(sums))
 }
 
 /// `H = F D F^T`, `F` unit upper triangular, of a sum of squares.
@@ -36,59 +40,66 @@ fn curvature(columns: usize, square: &[f32]) -> Curvature {
     // The Cholesky factor of the matrix turned about, turned about, is upper triangular.
     let mut turned = vec![0.0; columns * columns];
     turn(square, columns, &mut turned, columns, 0);
-    let factor = factor(columns, DAMPING * mean, |i, j| turned[(last - j) * columns + last - i]);
-    let lower = factor.L();
+    let factor = Factor::new(columns, DAMPING * mean, |j, column| {
+        let turned = turned[(last - j) * columns..][..column.len()].iter().rev();
+        column.iter_mut().zip(turned).for_each(|(to, value)| *to = *value);
+    });
     let mut feedback = vec![0.0; columns * columns];
     let mut loss = vec![0.0; columns];
     let rows = feedback.par_chunks_exact_mut(columns).zip(&mut loss).enumerate();
     rows.for_each(|(j, (feedback, loss))| {
-        let diagonal = lower[(last - j, last - j)];
+        let [diagonal, below @ ..] = factor.column(last - j) else { unreachable!("it has one") };
         *loss = diagonal * diagonal / mean;
-        for (i, feedback) in feedback[..j].iter_mut().enumerate() {
-            *feedback = lower[(last - i, last - j)] / diagonal;
-        }
+        let below = feedback.iter_mut().zip(below.iter().rev());
+        below.for_each(|(feedback, value)| *feedback = value / diagonal);
     });
     Curvature::new(feedback, loss)
 }
 
-/// What weights are to become, so that a layer gives of `x` most nearly what it should give of `y`:
+/// What weights `w` are moved by, so that a layer gives of `x` most nearly what it should give of `y`:
 ///
 /// ```text
 /// sum of |w y - (w + g) x|^2 is least for g H = w * (sum of (y - x) x^T)
 /// ```
-pub(crate) struct Aim {
-    /// Of `H`
-    factor: Llt<f32>,
-    /// The sum of `x (y - x)^T`.
-    cross: Mat<f32>,
+pub(crate) enum Aim {
+    /// `g`, `(rows, columns)`.
+    Weights(Vec<f32>),
+    /// The rows of `H^-1 * sum of x (y - x)^T`: products of rows of any weights with them are `g`.
+    Inputs(Left),
 }
 
 impl Aim {
     /// None, where all inputs are what they should be.
-    fn new(sums: &Sums) -> Option<Aim> {
+    fn new(sums: Sums) -> Option<Aim> {
         if sums.cross.is_empty() {
             return None;
         }
         let columns = sums.columns();
-        let mean = mean_square(columns, &sums.square)?;
-        let factor = factor(columns, AIM_DAMPING * mean, |i, j| sums.square[j * columns + i]);
-        let cross = MatRef::from_column_major_slice(&sums.cross, columns, columns).to_owned();
-        Some(Aim { factor, cross })
+        let damping = AIM_DAMPING * mean_square(columns, &sums.square)?;
+        let factor = Factor::new(columns, damping, |j, column| {
+            column.copy_from_slice(&sums.square[j * columns + j..][..column.len()]);
+        });
+        let mut moves = sums.cross;
+        factor.solve(&mut moves);
+        if sums.weights.is_some() {
+            return Some(Aim::Weights(moves));
+        }
+        let mut rows = vec![0.0; columns * columns];
+        turn(&moves, columns, &mut rows, columns, 0);
+        Some(Aim::Inputs(Left::new(columns, |row| &rows[row * columns..][..columns])))
     }
 
     /// Moves rows of weights, `(rows, columns)`.
-    pub(crate) fn apply(&self, weights: &mut [f32]) {
-        /// Rows that are moved together, so that what is made of them stays small.
-        const ROWS: usize = 2048;
-        let columns = self.cross.ncols();
-        for weights in weights.chunks_mut(ROWS * columns) {
-            let rows = weights.len() / columns;
-            let turned = MatRef::from_column_major_slice(weights, columns, rows);
-            let mut moves = Mat::zeros(columns, rows);
-            matmul(&mut moves, Accum::Replace, &self.cross, turned, 1.0, Par::rayon(0));
-            self.factor.solve_in_place(&mut moves);
-            for (weights, moves) in weights.chunks_exact_mut(columns).zip(moves.col_iter()) {
-                weights.iter_mut().zip(moves.iter()).for_each(|(weight, moved)| *weight += moved);
+    pub(crate) fn apply(&self, columns: usize, weights: &mut [f32]) {
+        match self {
+            Aim::Weights(moves) => {
+                weights.iter_mut().zip(moves).for_each(|(weight, moved)| *weight += moved);
+            }
+            Aim::Inputs(moves) => {
+                let rounded = right(weights.len() / columns, columns, |row, values| {
+                    values.extend_from_slice(&weights[row * columns..][..columns]);
+                });
+                moves.add_to(weights, &rounded, true);
             }
         }
     }
@@ -101,18 +112,46 @@ fn mean_square(columns: usize, square: &[f32]) -> Option<f32> {
     (mean > 0.0 && mean.is_finite()).then_some(mean)
 }
 
-/// The Cholesky factor of a matrix whose lower triangle is given, with so much or more on its diagonal.
-fn factor(columns: usize, mut damping: f32, lower: impl Fn(usize, usize) -> f32) -> Llt<f32> {
-    loop {
-        let damped = Mat::from_fn(columns, columns, |i, j| match i.cmp(&j) {
-            std::cmp::Ordering::Less => 0.0,
-            std::cmp::Ordering::Equal => lower(i, j) + damping,
-            std::cmp::Ordering::Greater => lower(i, j),
-        });
-        match damped.llt(Side::Lower) {
-            Ok(factor) => return factor,
-            Err(_) => damping *= 10.0,
+/// The Cholesky factor of a matrix with something added to its diagonal.
+struct Factor {
+    columns: usize,
+    /// Column after column; what is above the diagonal is not meant.
+    lower: Vec<f32>,
+}
+
+impl Factor {
+    /// Of a matrix of which `fill` gives each column from the diagonal on; with so much or more on the
+    /// diagonal.
+    fn new(columns: usize, mut damping: f32, fill: impl Fn(usize, &mut [f32]) + Sync) -> Factor {
+        let mut lower = vec![0.0; columns * columns];
+        let (par, params) = (Par::rayon(0), Spec::default());
+        let mut scratch = MemBuffer::new(cholesky_in_place_scratch::<f32>(columns, par, params));
+        loop {
+            lower.par_chunks_exact_mut(columns).enumerate().for_each(|(j, column)| {
+                fill(j, &mut column[j..]);
+                column[j] += damping;
+            });
+            let matrix = MatMut::from_column_major_slice_mut(&mut lower, columns, columns);
+            let (fixes, stack) = (LltRegularization::default(), MemStack::new(&mut scratch));
+            match cholesky_in_place(matrix, fixes, par, stack, params) {
+                Ok(_) => return Factor { columns, lower },
+                Err(_) => damping *= 10.0,
+            }
         }
+    }
+
+    /// A column from the diagonal on.
+    fn column(&self, j: usize) -> &[f32] {
+        &self.lower[j * self.columns..][j..self.columns]
+    }
+
+    /// Multiplies columns, one after the other, with the inverse of the matrix.
+    fn solve(&self, columns: &mut [f32]) {
+        let lower = MatRef::from_column_major_slice(&self.lower, self.columns, self.columns);
+        let count = columns.len() / self.columns;
+        let columns = MatMut::from_column_major_slice_mut(columns, self.columns, count);
+        // It needs no memory besides.
+        solve_in_place(lower, columns, Par::rayon(0), MemStack::new(&mut []));
     }
 }
 
@@ -146,26 +185,29 @@ mod tests {
         for (meant, x) in meant.chunks_exact_mut(COLUMNS).zip(x.chunks_exact(COLUMNS)) {
             (0..COLUMNS - 1).for_each(|i| meant[i] += 0.3 * x[i + 1]);
         }
-        let mut sums = Sums::new(COLUMNS);
-        sums.add(&x);
-        sums.add_meant(&meant);
-        let (_, aim) = moments(sums);
-        let mut moved = weights.clone();
-        aim.expect("inputs are not what they should be").apply(&mut moved);
         let wanted = given(&meant, &weights);
         let off = |weights: &[f32]| -> f32 {
             given(&x, weights).iter().zip(&wanted).map(|(a, b)| (a - b).powi(2)).sum()
         };
-        assert!(off(&moved) < 0.02 * off(&weights), "{} of {}", off(&moved), off(&weights));
+        let left = Left::new(5, |row| &weights[row * COLUMNS..][..COLUMNS]);
+        for left in [None, Some(left)] {
+            let mut sums = Sums::new(COLUMNS, left);
+            sums.add(&x);
+            sums.add_meant(&meant);
+            let (_, aim) = moments(sums);
+            let mut moved = weights.clone();
+            aim.expect("inputs are not what they should be").apply(COLUMNS, &mut moved);
+            assert!(off(&moved) < 0.02 * off(&weights), "{} of {}", off(&moved), off(&weights));
+        }
     }
 
     #[test]
     fn nothing_is_moved_where_inputs_are_as_they_should_be() {
         let x = random(100, 1);
-        let mut sums = Sums::new(COLUMNS);
+        let mut sums = Sums::new(COLUMNS, None);
         sums.add(&x);
         sums.add_meant(&x);
         assert!(moments(sums).1.is_none());
-        assert!(moments(Sums::new(COLUMNS)).1.is_none());
+        assert!(moments(Sums::new(COLUMNS, None)).1.is_none());
     }
 }

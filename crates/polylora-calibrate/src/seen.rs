@@ -2,6 +2,7 @@
 
 use crate::merge;
 use crate::moments::{Aim, moments};
+use crate::products::Left;
 use crate::residual::{Pair, product};
 use crate::sums::Sums;
 use faer::MatRef;
@@ -36,16 +37,24 @@ const SAMPLE: usize = 128;
 /// A walk, and the adapters of its texts.
 type Walked<'a> = (&'a mut Walk, &'a [Arc<LoadedAdapter>]);
 
+/// The model as it is meant.
+pub(crate) struct Meant<'a> {
+    pub(crate) walked: Walked<'a>,
+    /// Has its weights.
+    pub(crate) plan: &'a Plan<'a>,
+}
+
 impl Seen {
     /// Gathers what the tensors `wanted` read in a walk, and what they are meant to read, which
     /// the other walk shows; each with its adapters.
     pub(crate) fn gather(
         engine: &mut Engine,
         (walk, adapters): Walked<'_>,
-        mut meant: Option<Walked<'_>>,
+        mut meant: Option<Meant<'_>>,
         wanted: &[&Output<'_>],
     ) -> Seen {
         let mut groups: Vec<Group> = Vec::new();
+        let plan = meant.as_ref().map(|meant| meant.plan);
         for batch in 0..walk.batches() {
             engine.show_groups(walk, batch, adapters, &mut |shown| {
                 let is_read = |output: &&&Output<'_>| shown.tensors.contains(&&output.name[..]);
@@ -53,7 +62,9 @@ impl Seen {
                 let place = groups.iter().position(|other| other.tensors.contains(&first.name));
                 let place = place.unwrap_or_else(|| {
                     let tensors = wanted.iter().filter(is_read).map(|output| output.name.clone());
-                    groups.push(Group::new(tensors.collect(), &first.shape));
+                    let weights = plan.filter(|_| tensors.clone().count() == 1);
+                    let weights = weights.and_then(|plan| narrow(plan, first));
+                    groups.push(Group::new(tensors.collect(), &first.shape, weights));
                     groups.len() - 1
                 });
                 let group = &mut groups[place];
@@ -62,7 +73,7 @@ impl Seen {
                     group.sample = [(); 2].map(|()| group.end_of(&shown.inputs));
                 }
             });
-            let Some((meant, whole)) = &mut meant else { continue };
+            let Some(Meant { walked: (meant, whole), .. }) = &mut meant else { continue };
             engine.show_groups(meant, batch, whole, &mut |shown| {
                 let is_of = |group: &&mut Group| shown.tensors.contains(&&group.tensors[0][..]);
                 // Of a mixture, other tokens may come to an expert than should.
@@ -79,11 +90,12 @@ impl Seen {
 }
 
 impl Group {
-    /// Of nothing yet, for tensors of a shape.
-    fn new(tensors: Vec<String>, shape: &[usize]) -> Group {
+    /// Of nothing yet, for tensors of a shape; perhaps with the weights of the only one.
+    fn new(tensors: Vec<String>, shape: &[usize], mut weights: Option<Left>) -> Group {
         let [stacked @ .., _, columns] = shape else { unreachable!("linear layers are matrices") };
-        let sums = vec![Sums::new(*columns); stacked.iter().product()];
         let (columns, is_dense) = (*columns, stacked.is_empty());
+        let experts = 0..stacked.iter().product();
+        let sums = experts.map(|_| Sums::new(columns, weights.take())).collect();
         Group { tensors, columns, is_dense, sums, sample: Default::default() }
     }
 
@@ -145,6 +157,17 @@ impl Group {
         let weights = MatRef::from_row_major_slice(weights, rows(weights), self.columns);
         product(inputs, weights.transpose())
     }
+}
+
+/// The weights that a tensor is meant to have, where sums with them are smaller.
+fn narrow(plan: &Plan<'_>, output: &Output<'_>) -> Option<Left> {
+    let (rows, columns) = (output.rows(), output.columns());
+    if output.shape.len() != 2 || 2 * rows >= columns {
+        return None;
+    }
+    // If they cannot be read, the rounding will tell.
+    let [_, weights] = plan.weights(&output.name, 0..rows).ok()?;
+    Some(Left::new(rows, |row| &weights[row * columns..][..columns]))
 }
 
 fn squared_distance(a: &[f32], b: &[f32]) -> f64 {

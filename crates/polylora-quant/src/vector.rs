@@ -3,6 +3,7 @@
 //! All panic where two slices that belong together differ in length.
 
 use crate::isa::{Isa, Kernel, LANES, Lanes, Simd};
+use std::ops::Range;
 
 /// `sum of a[i] * b[i]`.
 pub fn dot(isa: Isa, a: &[f32], b: &[f32]) -> f32 {
@@ -284,6 +285,62 @@ pub fn rotate_neighbours(isa: Isa, x: &mut [f32], cos: &[f32], sin: &[f32]) {
     isa.run(Rotate { x: &mut x[..2 * cos.len()], cos, sin });
 }
 
+/// Puts some columns of `rows`, which are `stride` long, into `turned`, whose rows are `length` long:
+/// `turned[c][from + r] = rows[r][columns.start + c]`.
+pub fn turn(
+    isa: Isa,
+    (rows, stride): (&[f32], usize),
+    columns: Range<usize>,
+    (turned, length): (&mut [f32], usize),
+    from: usize,
+) {
+    struct Turn<'a> {
+        rows: &'a [f32],
+        stride: usize,
+        columns: Range<usize>,
+        turned: &'a mut [f32],
+        length: usize,
+        from: usize,
+    }
+
+    impl Kernel for Turn<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            let Turn { rows, stride, columns, turned, length, mut from } = self;
+            for rows in rows.chunks(LANES * stride) {
+                let count = rows.len() / stride;
+                let parts = turned.chunks_mut(LANES * length);
+                for (first, turned) in columns.clone().step_by(LANES).zip(parts) {
+                    let end = columns.end.min(first + LANES);
+                    let mut lanes = [s.splat(0.0); LANES];
+                    for (lanes, row) in lanes.iter_mut().zip(rows.chunks_exact(stride)) {
+                        let row = &row[first..end];
+                        *lanes = match row.first_chunk::<LANES>() {
+                            Some(row) => s.load(row),
+                            None => load_some(s, row, 0.0),
+                        };
+                    }
+                    let to = turned.chunks_exact_mut(length);
+                    for (to, lanes) in to.zip(s.transpose(lanes)) {
+                        let to = &mut to[from..from + count];
+                        match to.as_mut_array::<LANES>() {
+                            Some(to) => *to = lanes.to_array(),
+                            None => to.copy_from_slice(&lanes.to_array()[..count]),
+                        }
+                    }
+                }
+                from += count;
+            }
+        }
+    }
+
+    assert_eq!(rows.len() % stride, 0, "whole rows");
+    assert_eq!(turned.len(), columns.len() * length, "a row for each column");
+    isa.run(Turn { rows, stride, columns, turned, length, from });
+}
+
 /// What becomes of each `x`, given the `y` beside it.
 ///
 /// A trait and not a closure: closures do not inherit the instruction set of the code around them.
@@ -464,6 +521,26 @@ mod tests {
 
     /// Lengths with and without whole steps, whole vectors and a rest.
     const LENGTHS: [usize; 9] = [0, 1, 15, 16, 17, 63, 64, 100, 257];
+
+    #[test]
+    fn columns_become_rows() {
+        const LENGTH: usize = 70;
+        for isa in Isa::available() {
+            for (rows, stride) in [(0, 5), (1, 1), (16, 16), (17, 33), (40, 100)] {
+                let values = values(rows * stride, 1.0);
+                for columns in [0..stride, stride / 3..stride, 0..stride / 2] {
+                    let mut turned = vec![7.0; columns.len() * LENGTH];
+                    turn(isa, (&values, stride), columns.clone(), (&mut turned, LENGTH), 3);
+                    for (at, &found) in turned.iter().enumerate() {
+                        let (column, row) = (columns.start + at / LENGTH, at % LENGTH);
+                        let value = row.checked_sub(3).filter(|row| *row < rows);
+                        let expected = value.map_or(7.0, |row| values[row * stride + column]);
+                        assert_eq!(found, expected, "{isa:?}: {rows} by {stride}, {columns:?}");
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn each_operation_is_what_its_formula_says() {
