@@ -427,6 +427,10 @@ fn who_asks_whether_a_body_is_too_large_need_not_send_it() {
     let mut start = [0; 12];
     stream.read_exact(&mut start).unwrap();
     assert_eq!(&start, b"HTTP/1.1 413");
+    // Nothing else can be asked on this connection: it has to be told.
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("\r\nconnection: close\r\n"), "{rest}");
 }
 
 /// What a server says to bytes that are sent to it.
