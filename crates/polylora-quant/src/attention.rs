@@ -7,7 +7,7 @@
 
 use crate::isa::{Isa, Kernel, LANES, Lanes, Simd};
 use crate::product::{Columns, Way, sixteen};
-use crate::vector::{self, SoftCap, dots, each, exp_less, largest, load_some};
+use crate::vector::{self, SoftCap, dots, each, exp_less, largest, load_some, turn_with};
 use std::ops::Range;
 
 /// Positions that are taken in together.
@@ -267,24 +267,11 @@ impl Columns for Strided<'_> {
 /// Keys `[positions][size]` to `[size][BLOCK]`, zeros for the positions that are not there.
 #[inline(always)]
 fn side_by_side<S: Simd>(s: S, keys: &[f32], size: usize, out: &mut Vec<[f32; BLOCK]>) {
-    out.resize(size, [0.0; BLOCK]);
-    for lane in (0..BLOCK).step_by(LANES) {
-        for (n, columns) in out.chunks_mut(LANES).enumerate() {
-            let mut rows = [s.splat(0.0); LANES];
-            for (p, row) in rows.iter_mut().enumerate() {
-                let key = keys.get((lane + p) * size..).and_then(|keys| keys.get(..size));
-                let Some(key) = key else { break };
-                let key = &key[n * LANES..];
-                *row = match key.first_chunk::<LANES>() {
-                    Some(key) => s.load(key),
-                    None => load_some(s, key, 0.0),
-                };
-            }
-            for (column, out) in s.transpose(rows).iter().zip(columns) {
-                out[lane..lane + LANES].copy_from_slice(&column.to_array());
-            }
-        }
+    if keys.len() < BLOCK * size {
+        out.clear();
     }
+    out.resize(size, [0.0; BLOCK]);
+    turn_with(s, (keys, size), 0..size, (out.as_flattened_mut(), BLOCK), 0);
 }
 
 #[cfg(test)]

@@ -308,37 +308,48 @@ pub fn turn(
 
         #[inline(always)]
         fn run<S: Simd>(self, s: S) {
-            let Turn { rows, stride, columns, turned, length, mut from } = self;
-            for rows in rows.chunks(LANES * stride) {
-                let count = rows.len() / stride;
-                let parts = turned.chunks_mut(LANES * length);
-                for (first, turned) in columns.clone().step_by(LANES).zip(parts) {
-                    let end = columns.end.min(first + LANES);
-                    let mut lanes = [s.splat(0.0); LANES];
-                    for (lanes, row) in lanes.iter_mut().zip(rows.chunks_exact(stride)) {
-                        let row = &row[first..end];
-                        *lanes = match row.first_chunk::<LANES>() {
-                            Some(row) => s.load(row),
-                            None => load_some(s, row, 0.0),
-                        };
-                    }
-                    let to = turned.chunks_exact_mut(length);
-                    for (to, lanes) in to.zip(s.transpose(lanes)) {
-                        let to = &mut to[from..from + count];
-                        match to.as_mut_array::<LANES>() {
-                            Some(to) => *to = lanes.to_array(),
-                            None => to.copy_from_slice(&lanes.to_array()[..count]),
-                        }
-                    }
-                }
-                from += count;
-            }
+            let Turn { rows, stride, columns, turned, length, from } = self;
+            turn_with(s, (rows, stride), columns, (turned, length), from);
         }
     }
 
     assert_eq!(rows.len() % stride, 0, "whole rows");
     assert_eq!(turned.len(), columns.len() * length, "a row for each column");
     isa.run(Turn { rows, stride, columns, turned, length, from });
+}
+
+/// See [`turn`].
+#[inline(always)]
+pub(crate) fn turn_with<S: Simd>(
+    s: S,
+    (rows, stride): (&[f32], usize),
+    columns: Range<usize>,
+    (turned, length): (&mut [f32], usize),
+    mut from: usize,
+) {
+    for rows in rows.chunks(LANES * stride) {
+        let count = rows.len() / stride;
+        let parts = turned.chunks_mut(LANES * length);
+        for (first, turned) in columns.clone().step_by(LANES).zip(parts) {
+            let end = columns.end.min(first + LANES);
+            let mut lanes = [s.splat(0.0); LANES];
+            for (lanes, row) in lanes.iter_mut().zip(rows.chunks_exact(stride)) {
+                let row = &row[first..end];
+                *lanes = match row.first_chunk::<LANES>() {
+                    Some(row) => s.load(row),
+                    None => load_some(s, row, 0.0),
+                };
+            }
+            for (to, lanes) in turned.chunks_exact_mut(length).zip(s.transpose(lanes)) {
+                let to = &mut to[from..from + count];
+                match to.as_mut_array::<LANES>() {
+                    Some(to) => *to = lanes.to_array(),
+                    None => to.copy_from_slice(&lanes.to_array()[..count]),
+                }
+            }
+        }
+        from += count;
+    }
 }
 
 /// What becomes of each `x`, given the `y` beside it.
